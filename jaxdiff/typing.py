@@ -1,0 +1,156 @@
+"""Types shared by every module: the four contracts (network, parameterization, denoiser, sampler).
+
+All denoisers, guidance and samplers live in the variance-exploding frame ``x = x0 + sigma * eps``.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+__all__ = [
+    "Coefficients",
+    "Cond",
+    "Denoiser",
+    "Keys",
+    "Loss",
+    "Mean",
+    "Metrics",
+    "Network",
+    "Parameterization",
+    "Params",
+    "Sampler",
+    "Schedule",
+    "expand_to",
+]
+
+Params: TypeAlias = Any
+"""A pytree of arrays."""
+
+Cond: TypeAlias = Mapping[str, Array] | None
+"""Conditioning inputs by name, each with a leading batch axis; None means unconditional."""
+
+Keys: TypeAlias = Key[Array, ""] | Key[Array, " batch"]
+"""One typed PRNG key, or one key per sample."""
+
+
+class Mean(NamedTuple):
+    """A metric as a running mean: ``total / count``; both scalars or both of shape (bins,)."""
+
+    total: Array
+    count: Array
+
+
+Metrics: TypeAlias = Mapping[str, Array | Mean]
+
+
+class Coefficients(NamedTuple):
+    """Preconditioning of a network: ``D(x) = skip * x + out * F(inp * x, noise)``.
+
+    Every field is float32 and has the shape of the ``sigma`` that it was computed from.
+    """
+
+    skip: Array
+    out: Array
+    inp: Array
+    noise: Array
+
+
+class Network(Protocol):
+    """Raw network ``F``: a pure function; ``key=None`` means evaluation (no dropout)."""
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "batch ..."],
+        noise_cond: Float[Array, " batch"],
+        cond: Cond = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch ..."]:
+        """Return the raw output for the scaled input ``x`` told about its noise by ``noise_cond``."""
+        ...
+
+
+class Parameterization(Protocol):
+    """What the network predicts, as coefficients of the noise level ``sigma``."""
+
+    def __call__(self, sigma: Float[Array, "..."]) -> Coefficients:
+        """Return the coefficients at noise level ``sigma`` (variance-exploding, positive)."""
+        ...
+
+
+class Denoiser(Protocol):
+    """Estimates ``E[x0 | x]`` where ``x = x0 + sigma * eps``."""
+
+    def __call__(
+        self,
+        x: Float[Array, "batch ..."],
+        sigma: Float[Array, ""] | Float[Array, " batch"],
+        cond: Cond = None,
+    ) -> Float[Array, "batch ..."]:
+        """Return the estimate of x0; same shape as ``x``."""
+        ...
+
+
+class Sampler(Protocol):
+    """Brings ``x`` from noise level ``sigmas[0]`` to ``sigmas[-1]``."""
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x: Float[Array, "batch ..."],
+        sigmas: Float[Array, " n"],
+        key: Keys | None = None,
+        *,
+        cond: Cond = None,
+    ) -> Array:
+        """Return x at noise level ``sigmas[-1]``."""
+        ...
+
+
+class Schedule(Protocol):
+    """A Gaussian path ``x_t = alpha(t) x0 + sigma(t) eps``, t in [0, 1] with 0 the data."""
+
+    def alpha(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Signal coefficient at time t."""
+        ...
+
+    def sigma(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Noise coefficient at time t."""
+        ...
+
+    def noise_level(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        """``sigma(t) / alpha(t)``: the sigma of the variance-exploding frame."""
+        ...
+
+    def time(self, noise_level: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Inverse of ``noise_level``."""
+        ...
+
+
+class Loss(Protocol):
+    """Training objective: a scalar and the metrics to log."""
+
+    def __call__(
+        self, params: Params, batch: Mapping[str, Any], key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Return the loss of one batch; ``batch["x"]`` is the data, ``batch["cond"]`` optional."""
+        ...
+
+
+def expand_to(value: jax.Array | float, x: jax.Array) -> jax.Array:
+    """Give ``value``, a scalar or one number per row, the rank of ``x`` for broadcasting.
+
+    Args:
+        value: shape () or (batch,).
+        x: shape (batch, ...).
+
+    Returns:
+        ``value`` unchanged when it is a scalar, else of shape (batch, 1, ..., 1).
+    """
+    value = jnp.asarray(value)
+    if value.ndim == 0:
+        return value
+    return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
