@@ -24,6 +24,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "expand_to",
+    "require",
 ]
 
 Params: TypeAlias = Any
@@ -129,6 +130,10 @@ class Schedule(Protocol):
         """Inverse of ``noise_level``."""
         ...
 
+    def alpha_at(self, noise_level: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Signal coefficient where ``sigma / alpha`` equals ``noise_level``."""
+        ...
+
 
 class Loss(Protocol):
     """Training objective: a scalar and the metrics to log."""
@@ -154,3 +159,9 @@ def expand_to(value: jax.Array | float, x: jax.Array) -> jax.Array:
     if value.ndim == 0:
         return value
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless ``ok``; the message names the value received and the fix."""
+    if not ok:
+        raise ValueError(message)
