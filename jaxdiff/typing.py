@@ -41,7 +41,7 @@ class Mean(NamedTuple):
     """A metric as a running mean: ``total / count``; both scalars or both of shape (bins,)."""
 
     total: Array
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride] (hides tuple.count, never used)
 
 
 Metrics: TypeAlias = Mapping[str, Array | Mean]
