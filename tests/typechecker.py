@@ -1,4 +1,4 @@
-"""The runtime type checker of the tests: beartype, with an int accepted where a float is asked for (PEP 484)."""
+"""The runtime type checker of the tests: beartype, which accepts an int where a float is asked for."""
 
 from beartype import BeartypeConf, beartype
 
