@@ -1,4 +1,4 @@
-"""Class-conditional 8x8 digits from scikit-learn (bundled): the default recipe, with classifier-free guidance."""
+"""Class-conditional 8x8 digits from scikit-learn (bundled), guided: the default recipe."""
 
 from jaxdiff.config import (
     Config,

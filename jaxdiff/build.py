@@ -384,7 +384,7 @@ def grid(config: C.Config) -> jax.Array:
 
 
 def labels_to_cond(built: Model, labels: np.ndarray | None, count: int) -> Cond:
-    """Conditioning of ``count`` samples: labels (count,), soft labels (count, K), or None for unconditional."""
+    """Conditioning of ``count`` samples: labels (count,), soft ones (count, K), or None: unconditional."""
     if built.condition == "none":
         return None
     if labels is None:

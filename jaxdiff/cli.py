@@ -55,7 +55,7 @@ def start(config: RuntimeConfig) -> str:
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     devices = jax.devices()
     return (
-        f"jax {jax.__version__} on {len(devices)} {devices[0].platform} device(s) ({devices[0].device_kind}), "
+        f"jax {jax.__version__} on {len(devices)} {devices[0].platform} device(s), "
         f"products at {config.matmul_precision!r} precision, compilation cache {cache}"
     )
 
