@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +17,8 @@ from jaxdiff.viz.style import COLOURS, LINE_STYLES, AnyArray, figure, smooth, st
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
+
+_BIN = re.compile(r"loss_bin_\d+")
 
 __all__ = ["Log", "embedding_map", "knob_study", "loss_curves", "read_log", "schedule_curves", "sinusoid"]
 
@@ -205,8 +208,14 @@ def read_log(path: str | os.PathLike[str]) -> Log:
     return log
 
 
-def loss_curves(log: Log, *, smoothing: float = 0.9, title: str = "Training") -> "matplotlib.figure.Figure":
-    """Show the loss, the loss by noise level where it was logged, and the norm of the gradient.
+def loss_curves(
+    log: Log,
+    *,
+    smoothing: float = 0.9,
+    bin_edges: Sequence[float] | None = None,
+    title: str = "Training",
+) -> "matplotlib.figure.Figure":
+    """Show the loss, the norm of the gradient, and the loss by noise level, as far as they were logged.
 
     The loss as a whole says little about samples, because it is a mean over noise levels of very different
     difficulty; its parts say where a model still learns.
@@ -215,54 +224,57 @@ def loss_curves(log: Log, *, smoothing: float = 0.9, title: str = "Training") ->
         log: see `read_log`; drawn are "loss", "grad_norm" and "loss_bin_0", "loss_bin_1", ... (bin 0 the
             least noise).
         smoothing: weight of the past in the moving average, in [0, 1); raw values stay visible behind it.
+        bin_edges: the noise levels that separate the bins, for the legend; None numbers the bins.
         title: title of the figure.
 
     Returns:
         The figure, with as many panels as there are quantities.
 
     Raises:
-        ValueError: a log without "loss", or smoothing outside [0, 1).
+        ValueError: a log without "loss", smoothing outside [0, 1), or edges that do not fit the bins.
     """
     if "loss" not in log:
         raise ValueError(f"the log has no 'loss', only {', '.join(sorted(log)) or 'nothing'}")
-    bins = sorted((name for name in log if name.startswith("loss_bin_")), key=lambda name: int(name[9:]))
-    panels = ["loss"] + ["bins"] * bool(bins) + ["grad_norm"] * ("grad_norm" in log)
+    bins = sorted((name for name in log if _BIN.fullmatch(name)), key=lambda name: int(name[9:]))
+    names = _bin_names([int(name[9:]) for name in bins], bin_edges)
+    panels = ["loss"] + ["grad_norm"] * ("grad_norm" in log) + ["bins"] * bool(bins)
     with style():
         import matplotlib
 
-        new = figure(0.6 + 4.0 * len(panels) + (1.2 if bins else 0), 3.6)
+        new = figure(0.6 + 3.8 * len(panels) + (1.4 if bins else 0), 3.6)
         axes: Any = dict(zip(panels, new.subplots(1, len(panels), squeeze=False)[0], strict=True))
         _raw_and_smooth(axes["loss"], *log["loss"], smoothing, COLOURS[0])
         axes["loss"].set(title="Loss", ylabel="loss")
         axes["loss"].legend(loc="upper right")
-        if bins:
-            colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, len(bins)))
-            for i, name in enumerate(bins):
-                steps, values = log[name]
-                note = (
-                    ""
-                    if len(bins) == 1
-                    else " least noise"
-                    if i == 0
-                    else " most noise"
-                    if i == len(bins) - 1
-                    else ""
-                )
-                axes["bins"].plot(
-                    steps, smooth(values, smoothing), color=colours[i], label=f"{name[9:]}{note}"
-                )
-            axes["bins"].legend(
-                title="noise-level bin", title_fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.04)
-            )
-            axes["bins"].set(title="Loss by noise level", ylabel="loss, averaged")
         if "grad_norm" in log:
             _raw_and_smooth(axes["grad_norm"], *log["grad_norm"], smoothing, COLOURS[1])
             axes["grad_norm"].set(title="Gradient norm", ylabel="norm")
+        if bins:
+            colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, len(bins)))
+            for name, shown, colour in zip(bins, names, colours, strict=True):
+                steps, values = log[name]
+                axes["bins"].plot(steps, smooth(values, smoothing), color=colour, label=shown)
+            place: Any = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.04), "title_fontsize": 9}
+            axes["bins"].legend(title="noise-level bin" if bin_edges is None else "noise level σ", **place)
+            axes["bins"].set(title="Loss by noise level", ylabel="loss, averaged")
         for one in axes.values():
             one.set(xlabel="step")
             _log_scale(one)
         new.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     return new
+
+
+def _bin_names(bins: list[int], edges: Sequence[float] | None) -> list[str]:
+    """Texts of the legend: ranges where the edges are known, else numbers."""
+    if edges is None:
+        notes = {0: " (least noise)", len(bins) - 1: " (most noise)"} if len(bins) > 1 else {}
+        return [f"{number}{notes.get(i, '')}" for i, number in enumerate(bins)]
+    if bins and max(bins) > len(edges):
+        raise ValueError(
+            f"{len(edges)} bin edges separate {len(edges) + 1} bins, but bin {max(bins)} was logged"
+        )
+    ends = ["0", *(f"{edge:g}" for edge in edges), "∞"]
+    return [f"{ends[number]} to {ends[number + 1]}" for number in bins]
 
 
 def _raw_and_smooth(

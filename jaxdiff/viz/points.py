@@ -101,7 +101,8 @@ def scatter_2d(
         axes[0].set(title=f"Data ({len(real):,})")
         axes[1].scatter(*real.T, color="#CFCFCF", label="data", **dots)
         axes[1].scatter(*ours.T, color=COLOURS[1], alpha=0.6, label="samples", **dots)
-        axes[1].set(title=f"Samples ({len(ours):,}{f', {outside} outside' if outside else ''})")
+        beyond = f", {outside} outside" if outside else ""
+        axes[1].set(title=f"Samples ({len(ours):,}{beyond}), data in grey")
         axes[0].set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
         for one in axes:
             one.set_aspect("equal")

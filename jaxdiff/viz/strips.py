@@ -298,9 +298,11 @@ def sample_grid(
 
 
 def _short(value: float) -> str:
-    """Two digits that count, and no exponent for what people call a number."""
+    """Two digits that count; an exponent only where the digits would not fit a column."""
     if not np.isfinite(value):
         return "∞"
+    if value >= 9999.5:
+        return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
     if value >= 99.5:
         return f"{value:.0f}"
     return "0" if value == 0 else f"{value:.2g}" if value >= 0.001 else f"{value:.0e}"
