@@ -37,7 +37,7 @@ class Agreement:
 
 def fit_classifier(
     images: Shaped[AnyArray, "n ..."],
-    labels: Shaped[AnyArray, " n"],
+    labels: Shaped[AnyArray, " _"],
     *,
     held_out: float = 0.25,
     gamma: float | None = None,
@@ -118,7 +118,7 @@ def predict(classifier: Classifier, images: Shaped[AnyArray, "n ..."]) -> Int64[
 
 
 def agreement(
-    classifier: Classifier, samples: Shaped[AnyArray, "n ..."], labels: Shaped[AnyArray, " n"]
+    classifier: Classifier, samples: Shaped[AnyArray, "n ..."], labels: Shaped[AnyArray, " _"]
 ) -> Agreement:
     """Share of samples in which the classifier sees the label that was asked for.
 

@@ -40,7 +40,7 @@ def high_frequency_energy(images: Shaped[AnyArray, "n h w c"]) -> float:
     With the discrete Fourier transform F of an image and the radial frequency ``r = sqrt(f_y^2 + f_x^2)`` in
     cycles per pixel (Nyquist is 0.5): ``sum_{r > 0.25} |F|^2 / sum_{r > 0} |F|^2``, over all channels. The
     mean of the image does not count; an image of one value has share 0. White noise has about
-    1 - pi/16 = 0.80.
+    1 - pi/16 = 0.80. The transform is periodic, so opposite edges that differ add a little (a ramp: 0.05).
 
     Args:
         images: any numbers; the result does not depend on their scale.

@@ -199,16 +199,19 @@ _TITLES = {
 def _schedules(steps: int) -> dict[str, Schedule]:
     """The schedules that the commands know, by the name in a legend.
 
-    Betas are published for 1000 steps; for another number they are scaled so that as much noise is added in all.
+    Betas are published for 1000 steps; for another number they are scaled so that as much noise is
+    added in all, which 20 steps cannot hold.
     """
     from jaxdiff import schedules as known
 
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}")
+    if steps < 21:
+        raise ValueError(
+            f"steps must be at least 21, got {steps}: published betas, scaled to fewer, exceed 1"
+        )
     ends = {"beta_start": 1e-4 * 1000 / steps, "beta_end": 2e-2 * 1000 / steps}
     scaled = {"beta_start": 8.5e-4 * 1000 / steps, "beta_end": 1.2e-2 * 1000 / steps}
     return {
-        "linear": known.Linear(num_steps=steps, **ends),
+        "linear": known.Linear(num_steps=steps, rescale=True),
         "scaled linear": known.ScaledLinear(num_steps=steps, **scaled),
         "quadratic": known.Quadratic(num_steps=steps, **ends),
         "cosine": known.Cosine(num_steps=steps),

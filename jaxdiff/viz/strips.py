@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-def unit_scale(x: Float[AnyArray, "n ..."], sigmas: Float[AnyArray, " n"]) -> Float[np.ndarray, "n ..."]:
+def unit_scale(x: Float[AnyArray, "n ..."], sigmas: Float[AnyArray, " _"]) -> Float[np.ndarray, "n ..."]:
     """Bring states of the variance-exploding frame to a range that can be seen: ``x / sqrt(1 + sigma^2)``.
 
     Args:
@@ -100,16 +100,16 @@ def forward_strip(
     names = [f"step {round(one * num_steps)}" if num_steps else f"t = {one:.3g}" for one in t]
     with np.errstate(divide="ignore"):
         levels = sigma / alpha
-    titles = [f"{name}\nσ/α = {_short(level)}" for name, level in zip(names, levels, strict=True)]
+    titles = [f"{name}\nσ/α = {_short(float(level))}" for name, level in zip(names, levels, strict=True)]
     return image_table(rows, column_titles=titles, row_titles=[""] * len(rows), title=title)
 
 
 def denoiser_pairs(
     noisy: Float[AnyArray, "n h w c"],
-    denoised: Float[AnyArray, "n h w c"],
+    denoised: Float[AnyArray, "_ h w c"],
     *,
-    clean: Float[AnyArray, "n h w c"] | None = None,
-    amounts: Float[AnyArray, " n"] | None = None,
+    clean: Float[AnyArray, "_ h w c"] | None = None,
+    amounts: Float[AnyArray, " _"] | None = None,
     amount_name: str = "σ",
     title: str = "What the denoiser makes of its input",
 ) -> "matplotlib.figure.Figure":
@@ -137,14 +137,16 @@ def denoiser_pairs(
     ):
         raise ValueError("noisy, denoised, clean and amounts must have one length")
     titles = (
-        [""] * count if amounts is None else [f"{amount_name} = {_short(a)}" for a in np.asarray(amounts)]
+        [""] * count
+        if amounts is None
+        else [f"{amount_name} = {_short(float(a))}" for a in np.asarray(amounts)]
     )
     return image_table(list(drawn.values()), column_titles=titles, row_titles=list(drawn), title=title)
 
 
 def reverse_strip(
     trajectory: Float[AnyArray, "steps n h w c"],
-    sigmas: Float[AnyArray, " steps"],
+    sigmas: Float[AnyArray, " _"],
     *,
     denoised: Float[AnyArray, "calls n h w c"] | None = None,
     columns: int = 8,
@@ -188,7 +190,7 @@ def reverse_strip(
         if estimates is not None:
             rows.append(estimates[chosen][:, sample])
             names.append("estimate")
-    titles = [f"step {i}\nσ = {_short(levels[i])}" for i in chosen]
+    titles = [f"step {i}\nσ = {_short(float(levels[i]))}" for i in chosen]
     names = names if estimates is not None else [""] * len(rows)
     title = f"Reverse process, {len(states) - 1} steps" if title is None else title
     return image_table(
@@ -198,7 +200,7 @@ def reverse_strip(
 
 def reverse_frames(
     trajectory: Float[AnyArray, "steps n h w c"],
-    sigmas: Float[AnyArray, " steps"],
+    sigmas: Float[AnyArray, " _"],
     *,
     columns: int | None = None,
     scale: int | None = None,
@@ -225,7 +227,7 @@ def reverse_frames(
 def reverse_gif(
     path: str | os.PathLike[str],
     trajectory: Float[AnyArray, "steps n h w c"],
-    sigmas: Float[AnyArray, " steps"],
+    sigmas: Float[AnyArray, " _"],
     *,
     fps: float = 30.0,
     hold_last: float = 1.0,
