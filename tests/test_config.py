@@ -42,8 +42,6 @@ def test_wrong_types_are_refused():
     [
         (lambda: C.TrainConfig(steps=0), "train.steps is 0"),
         (lambda: C.OptimConfig(ema=1.0), "optim.ema is 1.0"),
-        (lambda: C.DataConfig(kind="npz"), "--data.path"),
-        (lambda: C.DataConfig(kind="toy2d"), "--data.name"),
         (lambda: C.LossConfig(cond_dropout=-0.1), "cond_dropout is -0.1"),
         (lambda: C.LossConfig(gamma=2.0), "min_snr and p2"),
         (lambda: C.Config(name="x", loss=C.LossConfig(cond_dropout=0.1)), "nothing to drop"),

@@ -142,7 +142,9 @@ class DDPMUNet(nn.Module):
         check_channels("DDPMUNet", x.shape, self.channels)
         check_divisible(x.shape[1:3], self.size_factor)
         features, head = 4 * self.dim, constant(0.0) if self.zero_init_head else None
-        embedding = NoiseEmbedding(features, self.dim, self.time_scale, self.num_classes, name="noise")(noise_cond, cond)
+        embedding = NoiseEmbedding(features, self.dim, self.time_scale, self.num_classes, name="noise")(
+            noise_cond, cond
+        )
         stem = Linear(self.dim, dtype=self.dtype, name="stem")(space_to_depth(x, self.patch))
         h, skips = self._down(stem, embedding, train)
         h = self._block(h, embedding, train, self.dim * self.dim_mults[-1], "middle_block1")
@@ -155,7 +157,9 @@ class DDPMUNet(nn.Module):
         return depth_to_space(h, self.patch)
 
     def _block(self, h: Array, embedding: Array, train: bool, features: int, name: str) -> Array:
-        return ResnetBlock(features, self.groups, self.dropout, self.dtype, name=name)(h, embedding, train=train)
+        return ResnetBlock(features, self.groups, self.dropout, self.dtype, name=name)(
+            h, embedding, train=train
+        )
 
     def _attend(self, h: Array, attention: nn.Module) -> Array:
         return h + attention(GroupNorm(1, name=f"{attention.name}_norm")(h))

@@ -12,7 +12,13 @@ from jaxdiff.networks.initializers import declare, normal
 from jaxdiff.networks.layers import Linear
 from jaxdiff.typing import Cond
 
-__all__ = ["LabelEmbedding", "NoiseEmbedding", "labels_or_null", "positional_encoding", "sinusoidal_embedding"]
+__all__ = [
+    "LabelEmbedding",
+    "NoiseEmbedding",
+    "labels_or_null",
+    "positional_encoding",
+    "sinusoidal_embedding",
+]
 
 
 def _frequencies(dim: int, max_period: float) -> np.ndarray:
@@ -50,7 +56,9 @@ def sinusoidal_embedding(
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def positional_encoding(length: int, dim: int, *, max_period: float = 10_000.0) -> Float[Array, "{length} {dim}"]:
+def positional_encoding(
+    length: int, dim: int, *, max_period: float = 10_000.0
+) -> Float[Array, "{length} {dim}"]:
     """Fixed encoding of the positions 0..length-1 as ``concat(sin(w_k i), cos(w_k i))``.
 
     Args:
@@ -126,7 +134,9 @@ class NoiseEmbedding(nn.Module):
     num_classes: int = 0
 
     @nn.compact
-    def __call__(self, noise_cond: Float[Array, " batch"], cond: Cond = None) -> Float[Array, "batch features"]:
+    def __call__(
+        self, noise_cond: Float[Array, " batch"], cond: Cond = None
+    ) -> Float[Array, "batch features"]:
         """Embed (batch,) noise levels and optional labels as (batch, features) float32."""
         waves = sinusoidal_embedding(self.time_scale * noise_cond.astype(jnp.float32), self.dim)
         embedding = self._mlp(waves, "noise")

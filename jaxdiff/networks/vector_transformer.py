@@ -46,7 +46,9 @@ class TransformerLayer(nn.Module):
         gate = None
         if embedding is not None:
             zero = constant(0.0)
-            linear = Linear(3 * h.shape[-1], kernel_init=zero, bias_init=zero, dtype=self.dtype, name=f"{name}_modulation")
+            linear = Linear(
+                3 * h.shape[-1], kernel_init=zero, bias_init=zero, dtype=self.dtype, name=f"{name}_modulation"
+            )
             shift, scale, gate = jnp.split(linear(jax.nn.silu(embedding))[:, None, :], 3, axis=-1)
             y = y * (1.0 + scale) + shift
         y = nn.Dropout(self.dropout, deterministic=not train)(function(y))
