@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_meta",
     "read_meta",
     "report",
+    "root_cause",
     "scan",
     "steps_to_keep",
     "valid_steps",
@@ -303,3 +305,13 @@ def report(folder: pathlib.Path, step: int) -> SaveReport:
     marker = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     return SaveReport(step, size, (marker["commit_timestamp_nsecs"] - marker["init_timestamp_nsecs"]) / 1e9)
+
+
+def root_cause(error: BaseException) -> str:
+    """What the system said, else the first line of the innermost exception."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    return (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")

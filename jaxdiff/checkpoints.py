@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from jaxdiff.checkpoint_files import (
     load_meta,
     read_meta,
     report,
+    root_cause,
     scan,
     steps_to_keep,
     valid_steps,
@@ -191,18 +193,26 @@ class Checkpoints:
         _barrier("jaxdiff-checkpoints-open")
         for step in valid_steps(self.directory):
             self._retention.metrics[step] = load_meta(self.directory, step).get("metrics") or {}
-        self._manager = self._open()
+        self._opened: Any = None
 
-    def _open(self) -> Any:
+    def _manager(self) -> Any:
+        """Open orbax's manager at the first need, and again after a failed save."""
+        if self._opened is not None:
+            return self._opened
         import orbax.checkpoint as ocp
 
+        # Done here because orbax would do it in a thread that nothing waits for.
+        if jax.process_index() == 0:
+            for left_over in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left_over)
+        _barrier("jaxdiff-checkpoints-clean")
         options = ocp.CheckpointManagerOptions(
             create=True,
-            cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             preservation_policy=self._retention,
         )
-        return ocp.CheckpointManager(self.directory, options=options, item_names=("state", "meta"))
+        self._opened = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "meta"))
+        return self._opened
 
     def _set_aside(self, step: int, problem: str) -> None:
         if jax.process_index() != 0:
@@ -273,7 +283,7 @@ class Checkpoints:
         self._pending = step
         try:
             with _quiet():
-                self._manager.save(step, args=args, force=True)
+                self._manager().save(step, args=args, force=True)
         except Exception as error:
             raise self._failed(error) from error
 
@@ -281,9 +291,9 @@ class Checkpoints:
         step, self._pending = self._pending, None
         # The manager holds on to the error, reported below, and forgot which old checkpoints there are.
         with contextlib.suppress(Exception), _quiet():
-            self._manager.close()
-        self._manager = self._open()
-        reason = _root_cause(error)
+            self._manager().close()
+        self._opened = None
+        reason = root_cause(error)
         return SaveError(
             f"Saving step {step} to {self.directory} failed: {reason}. "
             f"The last good checkpoint is {self.latest()}."
@@ -298,7 +308,7 @@ class Checkpoints:
         Raises:
             SaveError: it failed.
         """
-        if self._pending is None or self._manager.is_saving_in_progress():
+        if self._pending is None or self._manager().is_saving_in_progress():
             return None
         return self.wait()
 
@@ -315,8 +325,8 @@ class Checkpoints:
             return None
         try:
             with _quiet():
-                self._manager.wait_until_finished()
-                self._manager.check_for_errors()
+                self._manager().wait_until_finished()
+                self._manager().check_for_errors()
         except Exception as error:
             raise self._failed(error) from error
         step, self._pending = self._pending, None
@@ -353,12 +363,12 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
             try:
                 with _quiet():
-                    state = self._manager.restore(candidate, args=args)["state"]
+                    state = self._manager().restore(candidate, args=args)["state"]
             except (OSError, ValueError, KeyError) as error:
                 _unreadable(self.directory, candidate, error, final=step is not None)
                 self._set_aside(candidate, "its arrays can not be read")
                 _barrier("jaxdiff-checkpoints-aside")
-                self._manager.reload()
+                self._manager().reload()
                 continue
             self._here = candidate
             return state, meta
@@ -373,7 +383,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
 
 
 def _barrier(name: str) -> None:
@@ -381,10 +393,3 @@ def _barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
-
-
-def _root_cause(error: BaseException) -> str:
-    """First line of the innermost exception: what the system said."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")

@@ -133,5 +133,6 @@ def compile_step(fn: Any, *args: Any) -> Compiled:
             - memory.alias_size_in_bytes
         )
     flops = float(cost["flops"]) if "flops" in cost else None
-    cached = bool(hits) if jax.config.read("jax_compilation_cache_dir") else None
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]: made at run time
+    cached = bool(hits) if folder else None
     return Compiled(compiled, seconds, flops, total, cached)

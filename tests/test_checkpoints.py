@@ -22,6 +22,10 @@ from jaxdiff.typing import Mean
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+# A failed read or write makes tensorstore call into an event loop that orbax has closed by then.
+NOISY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 class State(NamedTuple):
     step: jax.Array
     params: dict
@@ -173,6 +177,7 @@ def test_an_unusable_newest_step_is_set_aside_and_the_run_goes_on(run, caplog, s
     assert (run / "9.invalid").exists() and ckpt.valid_steps(run)[-1] == 9
 
 
+@NOISY
 def test_arrays_that_can_not_be_read_fall_back_to_the_step_before(run, caplog):
     for path in (run / "9" / "state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:3])
@@ -269,6 +274,7 @@ def test_the_best_is_never_deleted_also_after_a_restart(tmp_path):
     )
 
 
+@NOISY
 def test_a_full_disk_is_one_clear_error_and_the_last_good_checkpoint_survives(run, capfd):
     noise = np.random.default_rng(0).normal(size=(700, 700)).astype(np.float32)  # 2 MB that do not compress
     state = make_state(12)._replace(params={"w": jnp.asarray(noise)})
@@ -283,8 +289,9 @@ def test_a_full_disk_is_one_clear_error_and_the_last_good_checkpoint_survives(ru
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     text = str(caught.value)
     assert "Saving step 12" in text and "The last good checkpoint is 9." in text and "\n" not in text
-    assert "too large" in text.lower() or os.strerror(errno.EFBIG).lower() in text.lower()
+    assert os.strerror(errno.EFBIG) in text
     assert "Traceback" not in capfd.readouterr().err
+    assert not list(run.glob("12/*"))
     assert_same(writer.restore(make_state(0))[0], make_state(9))
     writer.save(15, state, {})  # the writer works again once there is space
     writer.close()
