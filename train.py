@@ -15,8 +15,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import numpy as np
 import tyro
-from jaxdiff.checkpoints import Checkpoints, SaveError
+
+from jaxdiff import build, cli, data, sharding
+from jaxdiff.checkpoints import Checkpoints, SaveError, config_differences
 from jaxdiff.compilation import compile_step, compiler_options
+from jaxdiff.config import Config, from_dict, to_dict, to_json
+from jaxdiff.networks import count_params
+from jaxdiff.previews import write_preview
 from jaxdiff.training import (
     DivergedError,
     ExitCode,
@@ -29,13 +34,8 @@ from jaxdiff.training import (
     read_tally,
     reset_tally,
 )
-from jaxdiff.writers import JsonLog, Progress, TensorBoardLog
-
-from jaxdiff import build, cli, data, sharding
-from jaxdiff.config import Config, differences, from_dict, to_dict, to_json
-from jaxdiff.networks import count_params
-from jaxdiff.previews import write_preview
 from jaxdiff.typing import require
+from jaxdiff.writers import JsonLog, Progress, TensorBoardLog
 
 log = logging.getLogger("jaxdiff")
 
@@ -76,9 +76,7 @@ def parse() -> Arguments:
     """Read the command line."""
     recipes = cli.load_recipes(pathlib.Path(__file__).parent / "configs")
     choices = {name: (doc, Arguments(config=config)) for name, (doc, config) in recipes.items()}
-    return tyro.extras.overridable_config_cli(
-        choices, prog="train.py", config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    )
+    return tyro.extras.overridable_config_cli(choices, prog="train.py", config=(tyro.conf.AvoidSubcommands,))
 
 
 def open_data(config: Config) -> tuple[Config, data.Source, data.Normalizer]:
@@ -147,7 +145,7 @@ def check_same_run(run: Run, saved: dict[str, Any]) -> None:
     """Refuse to continue a run with other settings or data, naming them."""
     changed = [
         line
-        for line in differences(saved["config"], run.meta["config"])
+        for line in config_differences(saved["config"], run.meta["config"])
         if line.startswith(FIXED) or not line.startswith(FREE)
     ]
     require(
@@ -189,9 +187,7 @@ def describe(run: Run) -> None:
     log.info("data: %s, %d examples of shape %s", source.origin, len(source), source.spec.shape)
     log.info("network: %s, %s parameters; state %.1f MB", config.network.kind, f"{parameters:,}", size)
     epochs = config.train.steps * config.train.batch_size / len(source)
-    log.info(
-        "plan: %d steps of %d examples, %.4g epochs", config.train.steps, config.train.batch_size, epochs
-    )
+    log.info("plan: %d steps of %d examples, %.4g epochs", config.train.steps, config.train.batch_size, epochs)
 
 
 def dry_run(run: Run) -> int:
@@ -216,17 +212,13 @@ def dry_run(run: Run) -> int:
     print(f"parameters: {count_params(run.shapes.params):,}")
     print(f"step: {gflop}, memory {memory}, {step * 1e3:.1f} ms, compiled in {compiled.seconds:.1f} s")
     print(f"batch: {', '.join(f'{k} {v}' for k, v in _shapes(run.loader.batch(0)).items())}")
-    print(
-        f"plan: {run.config.train.steps} steps, about {minutes:.1f} minutes; nothing was trained or written"
-    )
+    print(f"plan: {run.config.train.steps} steps, about {minutes:.1f} minutes; nothing was trained or written")
     return ExitCode.DONE
 
 
 def _shapes(batch: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_flatten_with_path(batch)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{v.dtype}{v.shape}" for path, v in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{v.dtype}{v.shape}" for path, v in leaves}
 
 
 class Writers(NamedTuple):
@@ -258,9 +250,7 @@ def loop(run: Run, checkpoints: Checkpoints, state: TrainState) -> int:
         batches = stack.enter_context(contextlib.closing(run.loader.iterate(begin)))
         writers = Writers(
             stack.enter_context(contextlib.closing(JsonLog(run.folder / "log.jsonl", resume_step=begin))),
-            stack.enter_context(
-                contextlib.closing(TensorBoardLog(run.folder / "tensorboard", resume_step=begin))
-            ),
+            stack.enter_context(contextlib.closing(TensorBoardLog(run.folder / "tensorboard", resume_step=begin))),
             Progress(config.train.steps, initial=begin, batch=config.train.batch_size),
         )
         batch = sharding.shard_batch(next(batches), run.mesh)
@@ -283,9 +273,7 @@ def loop(run: Run, checkpoints: Checkpoints, state: TrainState) -> int:
                 jax.block_until_ready(state)
                 elapsed = time.perf_counter() - since
                 rate = (step - logged) * config.train.batch_size / elapsed
-                metrics = write_log(
-                    run, writers, state, {"images_per_s": rate, "data_wait": waited / elapsed}
-                )
+                metrics = write_log(run, writers, state, {"images_per_s": rate, "data_wait": waited / elapsed})
                 state = reset_tally(state)
                 since, waited, logged = time.perf_counter(), 0.0, step
             writers.progress.update(step)

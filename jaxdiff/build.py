@@ -105,15 +105,11 @@ def source(config: C.DataConfig, *, seed: int = 0) -> data.Source:
         case "csv":
             return data.csv(config.path, label_column=config.label)
         case "tfds":
-            return data.tfds_source(
-                config.name, config.split, data_dir=config.path or None, image_size=config.size
-            )
+            return data.tfds_source(config.name, config.split, data_dir=config.path or None, image_size=config.size)
         case "toy2d":
             return data.toy2d(config.name, config.num, seed=seed)
         case "vectors":
-            return data.gaussian_vectors(
-                config.num, config.length, mean=config.mean, std=config.std, seed=seed
-            )
+            return data.gaussian_vectors(config.num, config.length, mean=config.mean, std=config.std, seed=seed)
 
 
 def schedule(config: C.ScheduleConfig) -> Schedule:
@@ -165,9 +161,7 @@ def _parameterization(config: C.Config) -> Parameterization:
     match config.parameterization.kind:
         case "edm":
             sigma_data = config.parameterization.sigma_data
-            require(
-                sigma_data != "auto", "parameterization.sigma_data is 'auto': resolve the configuration first"
-            )
+            require(sigma_data != "auto", "parameterization.sigma_data is 'auto': resolve the configuration first")
             return P.EDM(sigma_data=float(sigma_data))
         case "vp":
             return P.VPPrecond()
@@ -388,9 +382,7 @@ def labels_to_cond(built: Model, labels: np.ndarray | None, count: int) -> Cond:
     if built.condition == "none":
         return None
     if labels is None:
-        return {
-            k: jnp.broadcast_to(jnp.asarray(v), (count, *np.shape(v))) for k, v in built.null_cond.items()
-        }
+        return {k: jnp.broadcast_to(jnp.asarray(v), (count, *np.shape(v))) for k, v in built.null_cond.items()}
     if built.condition == "label":
         return {"label": jnp.asarray(labels, jnp.int32)}
     soft = labels if labels.ndim == 2 else np.eye(built.spec.num_classes)[labels]

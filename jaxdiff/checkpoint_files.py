@@ -268,9 +268,7 @@ def first_bad(state: Any) -> str | None:
     return next((name for (name, _), good in zip(floats, flags, strict=True) if not good), None)
 
 
-def document(
-    step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float | None]
-) -> dict[str, Any]:
+def document(step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float | None]) -> dict[str, Any]:
     """Write the meta item of a checkpoint.
 
     Args:

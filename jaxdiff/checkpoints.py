@@ -65,9 +65,7 @@ def _target(tree: Any) -> Any:
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def one(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(
-            np.shape(x), jnp.result_type(x), sharding=getattr(x, "sharding", None) or default
-        )
+        return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=getattr(x, "sharding", None) or default)
 
     return jax.tree.map(one, tree)
 
@@ -84,9 +82,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def restore_params(
-    directory: PathLike, abstract: Any, *, name: str = "ema_params", step: int | None = None
-) -> Any:
+def restore_params(directory: PathLike, abstract: Any, *, name: str = "ema_params", step: int | None = None) -> Any:
     """Read one field of the saved state and nothing else.
 
     Args:
@@ -108,11 +104,7 @@ def restore_params(
     wanted = describe(abstract, name)
     for candidate in choose(directory, step):
         leaves = load_meta(directory, candidate)["leaves"]
-        saved = {
-            key: value
-            for key, value in leaves.items()
-            if key == name or key.startswith((f"{name}[", f"{name}."))
-        }
+        saved = {key: value for key, value in leaves.items() if key == name or key.startswith((f"{name}[", f"{name}."))}
         check_fits(saved, wanted, f"Checkpoint {directory}/{candidate}")
         args = ocp.args.PyTreeRestore(
             item=target,
@@ -121,9 +113,7 @@ def restore_params(
         )
         try:
             with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                return reader.restore(
-                    pathlib.Path(directory).absolute() / str(candidate) / "state", args=args
-                )[name]
+                return reader.restore(pathlib.Path(directory).absolute() / str(candidate) / "state", args=args)[name]
         except (OSError, ValueError, KeyError) as error:
             _unreadable(directory, candidate, error, final=step is not None)
     raise FileNotFoundError(f"No readable checkpoint in {directory}.")
@@ -178,9 +168,7 @@ class Checkpoints:
             ValueError: an option out of range.
         """
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
-            raise ValueError(
-                f"keep_last and keep_every must be at least 1; got {keep_last} and {keep_every}."
-            )
+            raise ValueError(f"keep_last and keep_every must be at least 1; got {keep_last} and {keep_every}.")
         if keep_best is not None and keep_best[1] not in ("min", "max"):
             raise ValueError(f"keep_best must be (metric, 'min' or 'max'); got {keep_best}.")
         self.directory = pathlib.Path(directory).absolute()
@@ -221,9 +209,7 @@ class Checkpoints:
         while target.exists():
             target, count = self.directory / f"{step}.invalid-{count}", count + 1
         (self.directory / str(step)).rename(target)
-        _log.warning(
-            "checkpoint %s/%d is not usable (%s): moved to %s", self.directory, step, problem, target.name
-        )
+        _log.warning("checkpoint %s/%d is not usable (%s): moved to %s", self.directory, step, problem, target.name)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -241,9 +227,7 @@ class Checkpoints:
         keep = steps_to_keep(metrics, keep_last=0, keep_best=self._retention.best)
         return max(keep, default=None)
 
-    def save(
-        self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None
-    ) -> None:
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Start to save; returns when the arrays are copied, so that the train step may reuse their memory.
 
         Saving again the step that was just saved or restored does nothing.
@@ -273,8 +257,7 @@ class Checkpoints:
         bad = first_bad(state)
         if bad is not None:
             raise NonFiniteStateError(
-                f"Step {step} was not saved: {bad} holds NaN or infinity. "
-                f"The last good checkpoint is {newest}."
+                f"Step {step} was not saved: {bad} holds NaN or infinity. The last good checkpoint is {newest}."
             )
         import orbax.checkpoint as ocp
 
@@ -295,8 +278,7 @@ class Checkpoints:
         self._opened = None
         reason = root_cause(error)
         return SaveError(
-            f"Saving step {step} to {self.directory} failed: {reason}. "
-            f"The last good checkpoint is {self.latest()}."
+            f"Saving step {step} to {self.directory} failed: {reason}. The last good checkpoint is {self.latest()}."
         )
 
     def poll(self) -> SaveReport | None:

@@ -41,6 +41,9 @@ def run_main(main: Callable[[], int], exits: dict[type[Exception], int] | None =
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {text}", file=sys.stderr)
         return code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to go on", file=sys.stderr)
+        return 130
 
 
 def start(config: RuntimeConfig) -> str:

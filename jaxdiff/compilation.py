@@ -48,9 +48,7 @@ def enable_cache(path: str | os.PathLike[str] | None = None, *, min_seconds: flo
     """
     if min_seconds < 0:
         raise ValueError(f"min_seconds must be at least 0; got {min_seconds}.")
-    folder = pathlib.Path(
-        path or os.environ.get("JAX_COMPILATION_CACHE_DIR") or "~/.cache/jaxdiff/xla"
-    ).expanduser()
+    folder = pathlib.Path(path or os.environ.get("JAX_COMPILATION_CACHE_DIR") or "~/.cache/jaxdiff/xla").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", min_seconds)
@@ -65,9 +63,7 @@ def enable_cache(path: str | os.PathLike[str] | None = None, *, min_seconds: flo
 @functools.cache
 def _known(option: str, value: str) -> bool:
     try:
-        jax.jit(lambda x: x, compiler_options={option: value}).lower(
-            jax.ShapeDtypeStruct((), "float32")
-        ).compile()
+        jax.jit(lambda x: x, compiler_options={option: value}).lower(jax.ShapeDtypeStruct((), "float32")).compile()
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" in str(error):
             return False

@@ -78,9 +78,7 @@ def half_life(images: float, *, batch: int, ramp: float | None = 0.05) -> Profil
     Reference: Karras et al. 2022, Appendix F.2, arXiv:2206.00364.
     """
     if not (images > 0 and batch >= 1 and (ramp is None or ramp > 0)):
-        raise ValueError(
-            f"half_life needs images > 0, batch >= 1 and ramp > 0 or None; got {images}, {batch}, {ramp}."
-        )
+        raise ValueError(f"half_life needs images > 0, batch >= 1 and ramp > 0 or None; got {images}, {batch}, {ramp}.")
 
     def profile(n: Int[Array, ""]) -> Float[Array, ""]:
         life = jnp.float32(images)

@@ -32,9 +32,7 @@ CAP = 80.0  # sigma at which a path that ends in pure noise is started: flow tim
 LARGEST = 1e6  # beyond this sigma^2 is useless in float32: treated as alpha = 0
 
 
-def karras(
-    n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> Float[Array, " sigmas"]:
+def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Float[Array, " sigmas"]:
     """Grid that is uniform in ``sigma^(1/rho)``, the default of EDM.
 
     ``sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho``, then 0.
@@ -115,9 +113,7 @@ def polyexponential(
     return _finish(np.append(_between(sigma_max, sigmas, sigma_min), 0.0))
 
 
-def vp(
-    n: int, *, beta_d: float = 19.9, beta_min: float = 0.1, time_min: float = 1e-3
-) -> Float[Array, " sigmas"]:
+def vp(n: int, *, beta_d: float = 19.9, beta_min: float = 0.1, time_min: float = 1e-3) -> Float[Array, " sigmas"]:
     """Grid of the variance-preserving score SDE: uniform in its time.
 
     ``t_i = 1 + i/(n-1) (time_min - 1)``, ``sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)``, then 0.
@@ -190,9 +186,7 @@ def uniform_time(
     i = np.arange(n)
     if num_steps is not None:
         if n > num_steps:
-            raise ValueError(
-                f"n={n} is more than the {num_steps} steps of the schedule: use n <= {num_steps}."
-            )
+            raise ValueError(f"n={n} is more than the {num_steps} steps of the schedule: use n <= {num_steps}.")
         steps = {
             "trailing": np.rint(num_steps * (n - i) / n),
             "leading": 1.0 + (n - 1 - i) * (num_steps // n),
@@ -286,9 +280,7 @@ def strided(
     """
     num_steps = getattr(schedule, "num_steps", None)
     if num_steps is None:
-        raise ValueError(
-            f"strided needs a discrete schedule, got {type(schedule).__name__}: use uniform_time for it."
-        )
+        raise ValueError(f"strided needs a discrete schedule, got {type(schedule).__name__}: use uniform_time for it.")
     counts = [sections] if isinstance(sections, int) else list(sections)
     if not counts:
         raise ValueError("sections is empty: give the number of steps to visit.")
@@ -307,9 +299,7 @@ def strided(
     return _finish(_cap(np.append(_knots(schedule)[steps], 0.0), max_sigma))
 
 
-def explicit(
-    sigmas: Sequence[float] | np.ndarray | Array, *, final_zero: bool = True
-) -> Float[Array, " sigmas"]:
+def explicit(sigmas: Sequence[float] | np.ndarray | Array, *, final_zero: bool = True) -> Float[Array, " sigmas"]:
     """A user's own grid, verbatim; anything that a sampler could not use as it is raises.
 
     Args:
@@ -329,9 +319,7 @@ def explicit(
     if values.ndim != 1 or values.size < 2:
         raise ValueError(f"sigmas must be one row of at least 2 numbers, got shape {values.shape}.")
     if final_zero and values[-1] != 0.0:
-        raise ValueError(
-            f"the last sigma is {values[-1]}, not 0: append 0.0, or pass final_zero=False to stop there."
-        )
+        raise ValueError(f"the last sigma is {values[-1]}, not 0: append 0.0, or pass final_zero=False to stop there.")
     return _finish(values)
 
 
@@ -356,9 +344,7 @@ def start_at(sigmas: Float[Array, " n"] | np.ndarray, sigma: float) -> Float[Arr
     values = np.asarray(sigmas, np.float64)
     sigma = float(np.float32(sigma))
     if not values[-1] < sigma <= values[0]:
-        raise ValueError(
-            f"sigma={sigma} is not on the grid: use a value in ({values[-1]}, {values[0]}], its range."
-        )
+        raise ValueError(f"sigma={sigma} is not on the grid: use a value in ({values[-1]}, {values[0]}], its range.")
     return _finish(np.append(sigma, values[values < sigma]))
 
 
@@ -384,9 +370,7 @@ def _knots(schedule: Schedule) -> np.ndarray:
         return _levels(schedule, np.arange(1, num_steps + 1) / num_steps)
     levels = np.asarray(exact(), np.float64)
     if levels.shape != (num_steps,):
-        raise ValueError(
-            f"noise_levels() has shape {levels.shape}, expected ({num_steps},): one per step 1..T."
-        )
+        raise ValueError(f"noise_levels() has shape {levels.shape}, expected ({num_steps},): one per step 1..T.")
     return levels
 
 

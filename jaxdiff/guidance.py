@@ -184,9 +184,7 @@ def interval_scale(scale: Scale, lo: float, hi: float) -> Callable[[Array], Arra
     return at
 
 
-def power_cosine_scale(
-    scale: float, time: Callable[[Array], Array], power: float = 4.0
-) -> Callable[[Array], Array]:
+def power_cosine_scale(scale: float, time: Callable[[Array], Array], power: float = 4.0) -> Callable[[Array], Array]:
     """Guidance that grows during sampling: ``w(t) = 1 + (scale - 1) (1 - cos(pi (1 - t)^power)) / 2``.
 
     Args:
@@ -234,9 +232,7 @@ def inpaint(denoiser: Denoiser, known: Float[Array, "b ..."], mask: Array) -> De
     Reference: Song et al. 2021, appendix I.2, arXiv:2011.13456.
     """
     if mask.shape not in (known.shape, known.shape[1:]):
-        raise ValueError(
-            f"mask has shape {mask.shape}: use {known.shape}, or {known.shape[1:]} for all rows."
-        )
+        raise ValueError(f"mask has shape {mask.shape}: use {known.shape}, or {known.shape[1:]} for all rows.")
     fixed = jnp.broadcast_to(jnp.asarray(mask, bool).reshape((-1, *known.shape[1:])), known.shape)
 
     def constrained(
@@ -300,9 +296,7 @@ def _null_like(x: Array, cond: Cond, null_cond: Nulls) -> dict[str, Array]:
     return nulls
 
 
-def _both(
-    denoiser: Denoiser, x: Array, sigma: Array, cond: Cond, null: Mapping[str, Array]
-) -> tuple[Array, Array]:
+def _both(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond, null: Mapping[str, Array]) -> tuple[Array, Array]:
     """Unconditional and conditional estimate from one call, the two of a sample side by side.
 
     Neighbours rather than halves: a batch that is sharded over devices stays where it is.

@@ -114,22 +114,16 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, loss: Loss, 
     """
     metrics: Metrics
     _, metrics = jax.eval_shape(loss, params, batch, jax.random.key(0))
-    taken = sorted(
-        set(metrics) & {"loss", "grad_norm", "param_norm", "ema_gap", "step", "skipped", "updates"}
-    )
+    taken = sorted(set(metrics) & {"loss", "grad_norm", "param_norm", "ema_gap", "step", "skipped", "updates"})
     if taken:
-        raise ValueError(
-            f"The loss returned a metric named {taken[0]!r}, which the train step uses: rename it."
-        )
+        raise ValueError(f"The loss returned a metric named {taken[0]!r}, which the train step uses: rename it.")
     shapes = {name: m.total.shape if isinstance(m, Mean) else m.shape for name, m in metrics.items()}
     shapes |= {"loss": (), "grad_norm": ()}
     tally = {name: Mean(jnp.zeros(s, jnp.float32), jnp.zeros(s, jnp.float32)) for name, s in shapes.items()}
     copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
     # jnp.array(copy=True) a second time: two leaves may not share a buffer that will be donated.
     average = jax.tree.map(
-        lambda x: jnp.array(
-            x, jnp.float32 if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else None, copy=True
-        ),
+        lambda x: jnp.array(x, jnp.float32 if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else None, copy=True),
         params,
     )
     zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]
@@ -228,9 +222,7 @@ def make_train_step(
 @jax.jit
 def _norms(params: Params, ema_params: Params) -> tuple[Float[Array, ""], Float[Array, ""]]:
     norm = _global_norm(params)
-    gap = _global_norm(
-        jax.tree.map(lambda p, e: p.astype(jnp.float32) - e.astype(jnp.float32), params, ema_params)
-    )
+    gap = _global_norm(jax.tree.map(lambda p, e: p.astype(jnp.float32) - e.astype(jnp.float32), params, ema_params))
     return norm, gap / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
 
 

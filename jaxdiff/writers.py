@@ -165,9 +165,7 @@ class TensorBoardLog:
             ValueError: another type or shape.
         """
         if pixels.dtype != np.uint8 or pixels.ndim != 3:
-            raise ValueError(
-                f"An image must be uint8 (height, width, channels); got {pixels.dtype} {pixels.shape}."
-            )
+            raise ValueError(f"An image must be uint8 (height, width, channels); got {pixels.dtype} {pixels.shape}.")
         if self._writer is not None:
             self._writer.add_image(name, pixels, step, dataformats="HWC")
 
@@ -203,9 +201,7 @@ class Progress:
             ValueError: initial beyond total, or a batch below 1.
         """
         if not 0 <= initial <= total or batch < 1:
-            raise ValueError(
-                f"Progress needs 0 <= initial <= total and batch >= 1; got {initial}, {total}, {batch}."
-            )
+            raise ValueError(f"Progress needs 0 <= initial <= total and batch >= 1; got {initial}, {total}, {batch}.")
         self._stream = sys.stderr if stream is None else stream
         self._total, self._initial, self._batch, self._every = total, initial, batch, every_seconds
         self._step, self._text = initial, ""

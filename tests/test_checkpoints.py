@@ -79,9 +79,7 @@ def test_sampling_restores_the_average_alone(run):
     got = ckpt.restore_params(run, jax.eval_shape(lambda: state.ema_params))
     assert_same(got, state.ema_params)
     assert_same(ckpt.restore_params(run, state.params, name="params", step=3), make_state(3).params)
-    with pytest.raises(
-        ValueError, match=r"ema_params\['a'\] is float32\[3, 5\] there and float32\[3, 6\] here\.$"
-    ):
+    with pytest.raises(ValueError, match=r"ema_params\['a'\] is float32\[3, 5\] there and float32\[3, 6\] here\.$"):
         ckpt.restore_params(run, make_state(9, width=6).ema_params)
 
 
@@ -107,9 +105,7 @@ def test_saves_on_eight_devices_restore_on_one_and_back(tmp_path):
     with ckpt.Checkpoints(tmp_path) as writer:
         writer.save(1, {"split": split, "whole": whole}, {})
         writer.wait()
-        target = sharding.place(
-            jax.eval_shape(lambda: {"split": split, "whole": whole}), sharding.replicated(one)
-        )
+        target = sharding.place(jax.eval_shape(lambda: {"split": split, "whole": whole}), sharding.replicated(one))
         state, _ = writer.restore(target)
         assert_same(state, {"split": split, "whole": whole})
         assert {len(x.sharding.device_set) for x in state.values()} == {1}
@@ -220,13 +216,9 @@ def test_a_newer_format_is_refused(run):
 @pytest.mark.parametrize("field", ["params", "opt_state", "ema_params"])
 def test_a_state_with_nan_is_never_committed(run, field):
     state = make_state(12)
-    bad = jax.tree.map(
-        lambda x: x.at[(-1,) * x.ndim].set(np.nan) if x.ndim == 2 else x, getattr(state, field)
-    )
+    bad = jax.tree.map(lambda x: x.at[(-1,) * x.ndim].set(np.nan) if x.ndim == 2 else x, getattr(state, field))
     with ckpt.Checkpoints(run) as writer:
-        with pytest.raises(
-            ckpt.NonFiniteStateError, match=rf"Step 12 was not saved: {field}.*\['a'\].*is 9\."
-        ):
+        with pytest.raises(ckpt.NonFiniteStateError, match=rf"Step 12 was not saved: {field}.*\['a'\].*is 9\."):
             writer.save(12, state._replace(**{field: bad}), {})
         assert writer.latest() == 9
         writer.save(12, state, {})
@@ -247,9 +239,7 @@ def test_saving_twice_is_free_and_going_back_is_refused(run):
 
 
 def test_retention_rule():
-    metrics = {s: {"fid": v} for s, v in {2: 9.0, 4: 1.0, 6: float("nan"), 8: 3.0, 10: 5.0}.items()} | {
-        12: {}
-    }
+    metrics = {s: {"fid": v} for s, v in {2: 9.0, 4: 1.0, 6: float("nan"), 8: 3.0, 10: 5.0}.items()} | {12: {}}
     assert ckpt.steps_to_keep(metrics, keep_last=2) == {10, 12}
     assert ckpt.steps_to_keep(metrics, keep_last=10) == set(metrics)
     assert ckpt.steps_to_keep(metrics, keep_last=1, keep_every=4) == {4, 8, 12}
@@ -269,9 +259,7 @@ def test_the_best_is_never_deleted_also_after_a_restart(tmp_path):
                 best = min((f, s) for s, f in fids.items() if f is not None and s <= step)[1]
                 assert ckpt.valid_steps(tmp_path) == sorted({best, step})
                 assert writer.best() == best
-    assert_same(
-        ckpt.restore_params(tmp_path, make_state(2).params, name="params", step=2), make_state(2).params
-    )
+    assert_same(ckpt.restore_params(tmp_path, make_state(2).params, name="params", step=2), make_state(2).params)
 
 
 @NOISY
@@ -405,9 +393,7 @@ def train(state, until, lines):
     return state
 
 
-@pytest.mark.parametrize(
-    "stop", [1, 5, 10]
-)  # mid-accumulation and first step; mid-accumulation and epoch; epoch
+@pytest.mark.parametrize("stop", [1, 5, 10])  # mid-accumulation and first step; mid-accumulation and epoch; epoch
 def test_resume_is_bitwise(tmp_path, stop):
     whole_lines, lines = {}, {}
     whole = train(first_state(), 20, whole_lines)

@@ -1,7 +1,5 @@
 """Configuration: strict reading, exact round trips, refusals that name the fix."""
 
-import dataclasses
-
 import pytest
 
 from jaxdiff import config as C
@@ -58,11 +56,3 @@ def test_wrong_types_are_refused():
 def test_bad_values_name_the_fix(make, words):
     with pytest.raises(ValueError, match=words):
         make()
-
-
-def test_differences_name_fields():
-    other = dataclasses.replace(RUNS[0], seed=3, train=C.TrainConfig(batch_size=64))
-    assert C.differences(C.to_dict(RUNS[0]), C.to_dict(other)) == [
-        "seed: 0 -> 3",
-        "train.batch_size: 128 -> 64",
-    ]

@@ -16,9 +16,7 @@ def run(profile, values):
 def test_warmup_follows_the_published_ramp_and_stops_at_the_limit():
     profile = ema.warmup(0.9999)
     for n in (0, 1, 10, 1000, 80_000):
-        np.testing.assert_allclose(
-            1 - float(profile(jnp.int32(n))), min(0.9999, (1 + n) / (10 + n)), atol=1e-7
-        )
+        np.testing.assert_allclose(1 - float(profile(jnp.int32(n))), min(0.9999, (1 + n) / (10 + n)), atol=1e-7)
     # the weight keeps its digits where 1 - decay in float32 would not
     np.testing.assert_allclose(float(profile(jnp.int32(10**6))), 1e-4, rtol=1e-6)
 

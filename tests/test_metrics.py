@@ -17,9 +17,7 @@ def test_frechet_of_diagonal_gaussians_is_the_distance_of_means_and_deviations()
     m1, m2 = np.array([1.0, -2.0, 0.5]), np.array([0.0, 1.0, 0.5])
     s1, s2 = np.array([1.0, 2.0, 0.1]), np.array([3.0, 0.5, 0.1])
     expected = ((m1 - m2) ** 2).sum() + ((s1 - s2) ** 2).sum()
-    assert metrics.frechet_distance(m1, np.diag(s1**2), m2, np.diag(s2**2)) == pytest.approx(
-        expected, rel=1e-12
-    )
+    assert metrics.frechet_distance(m1, np.diag(s1**2), m2, np.diag(s2**2)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_frechet_of_gaussians_that_do_not_commute():

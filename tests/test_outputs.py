@@ -123,9 +123,7 @@ def test_resume_skips_whole_files_and_makes_torn_ones_again(tmp_path):
     paths[5].rename(tmp_path / "seed1_000077.png")  # the name belies the contents
     assert outputs.valid_pngs(tmp_path, seed=1) == {0, 1}
     assert outputs.missing_indices(tmp_path, range(6), seed=1) == [2, 3, 4, 5]
-    assert (
-        outputs.valid_pngs(tmp_path, seed=2) == {9} and outputs.valid_pngs(tmp_path / "none", seed=1) == set()
-    )
+    assert outputs.valid_pngs(tmp_path, seed=2) == {9} and outputs.valid_pngs(tmp_path / "none", seed=1) == set()
 
 
 def test_resume_refuses_to_mix_settings(tmp_path):
@@ -206,9 +204,7 @@ def test_wav_is_16_bit_pcm_with_full_scale_at_one(tmp_path, channels):
         pcm.reshape(audio.shape), expected if channels is None else np.stack([expected, -expected], 1)
     )
     assert outputs.read_metadata(path) == META
-    assert path.stat().st_size - 8 == int.from_bytes(
-        path.read_bytes()[4:8], "little"
-    )  # the RIFF size is right
+    assert path.stat().st_size - 8 == int.from_bytes(path.read_bytes()[4:8], "little")  # the RIFF size is right
     with pytest.raises(ValueError, match="not finite"):
         outputs.write_wav(path, np.array([np.nan], np.float32), sample_rate=8000)
     with pytest.raises(ValueError, match="no metadata"):

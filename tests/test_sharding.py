@@ -37,9 +37,7 @@ def test_an_abstract_tree_is_marked_and_costs_nothing():
 @pytest.mark.parametrize(("rows", "near"), [(12, 16), (3, 8), (0, 8)])
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_size(rows, near):
     mesh = sharding.make_mesh(8)
-    with pytest.raises(
-        ValueError, match=rf"\['x'\] of shape \({rows}, 2\) .* 8 devices: use a batch of {near} rows"
-    ):
+    with pytest.raises(ValueError, match=rf"\['x'\] of shape \({rows}, 2\) .* 8 devices: use a batch of {near} rows"):
         sharding.shard_batch({"x": np.zeros((rows, 2))}, mesh)
 
 

@@ -165,12 +165,8 @@ def npz(
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be read as .npz of plain arrays: {error}") from error
-    origin = f"{path}: examples from {x_key!r}, " + (
-        f"labels from {label_key!r}" if label_key else "no labels"
-    )
-    return arrays(
-        x, labels, num_classes=num_classes, class_names=class_names, sample_rate=sample_rate, origin=origin
-    )
+    origin = f"{path}: examples from {x_key!r}, " + (f"labels from {label_key!r}" if label_key else "no labels")
+    return arrays(x, labels, num_classes=num_classes, class_names=class_names, sample_rate=sample_rate, origin=origin)
 
 
 def _load_npy(path: pathlib.Path) -> tuple[np.ndarray, str | None]:
@@ -207,32 +203,22 @@ def _matches(key: str, label_key: str, split: str) -> bool:
 
 def _as_images(x: np.ndarray) -> np.ndarray:
     if x.dtype != np.uint8:
-        raise DataError(
-            f"images must be uint8 in 0..255, got {x.dtype}: scale and cast them, or kind='array'"
-        )
+        raise DataError(f"images must be uint8 in 0..255, got {x.dtype}: scale and cast them, or kind='array'")
     if x.ndim == 3:
         x = x[..., None]
     if x.ndim != 4:
-        raise DataError(
-            f"uint8 images must be (N, H, W) or (N, H, W, C), got {x.shape}: reshape, or cast to float32"
-        )
+        raise DataError(f"uint8 images must be (N, H, W) or (N, H, W, C), got {x.shape}: reshape, or cast to float32")
     if x.shape[-1] > MAX_CHANNELS:
         hint = "np.moveaxis(x, 1, -1)" if x.shape[1] <= MAX_CHANNELS else "kind='array' with float32 values"
-        raise DataError(
-            f"images have 1 to {MAX_CHANNELS} channels on the last axis, got shape {x.shape}: try {hint}"
-        )
+        raise DataError(f"images have 1 to {MAX_CHANNELS} channels on the last axis, got shape {x.shape}: try {hint}")
     return _checked(x)
 
 
 def _as_floats(x: np.ndarray) -> np.ndarray:
     if x.dtype.kind != "f":
-        raise DataError(
-            f"examples must be uint8 images or floating values, got {x.dtype}: cast to one of them"
-        )
+        raise DataError(f"examples must be uint8 images or floating values, got {x.dtype}: cast to one of them")
     if x.ndim < 2:
-        raise DataError(
-            f"examples must have the shape (N, ...), got {x.shape}: reshape to (N, 1) for numbers"
-        )
+        raise DataError(f"examples must have the shape (N, ...), got {x.shape}: reshape to (N, 1) for numbers")
     mapped = isinstance(x, np.memmap)
     with np.errstate(over="ignore", invalid="ignore"):  # both are reported below
         x = _checked(x.astype(np.float32, copy=False))
@@ -276,7 +262,5 @@ def _as_labels(
         raise DataError(f"labels must be integers or strings, got {found.dtype}: cast them")
     num_classes = num_classes or len(class_names) or int(found.max()) + 1
     if found.min() < 0 or found.max() >= num_classes:
-        raise DataError(
-            f"labels run from {found.min()} to {found.max()} but must lie in 0..{num_classes - 1}"
-        )
+        raise DataError(f"labels run from {found.min()} to {found.max()} but must lie in 0..{num_classes - 1}")
     return found.astype(np.int32), class_names, num_classes

@@ -69,9 +69,7 @@ class WavDecoder:
 
     def _check_rate(self, file: wave.Wave_read) -> None:
         if file.getframerate() != self.sample_rate:
-            raise DataError(
-                f"{file.getframerate()} Hz, but the first recording has {self.sample_rate} Hz: resample it"
-            )
+            raise DataError(f"{file.getframerate()} Hz, but the first recording has {self.sample_rate} Hz: resample it")
 
 
 def audio(

@@ -174,9 +174,7 @@ class FileSource:
             entry = self.entries[(index + attempt) % len(self)]
             x = _attempt(entry.name, lambda name=entry.name: self._load(name))
             if isinstance(x, str):
-                warnings.warn(
-                    f"{entry.name} is unreadable ({x}); the next file stands in for it", stacklevel=2
-                )
+                warnings.warn(f"{entry.name} is unreadable ({x}); the next file stands in for it", stacklevel=2)
                 continue
             return {"x": x, "label": np.int32(entry.label)} if self.spec.num_classes else {"x": x}
         raise DataError(f"{self.container.path}: no file can be read any more")
@@ -234,9 +232,7 @@ def list_entries(
     visible = [n for n in container.names() if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))]
     found = [name for name in visible if name.lower().endswith(tuple(suffixes))]
     if not found:
-        raise DataError(
-            f"{container.path}: no {', '.join(suffixes)} file among {len(visible)} files {visible[:3]}"
-        )
+        raise DataError(f"{container.path}: no {', '.join(suffixes)} file among {len(visible)} files {visible[:3]}")
     root = _root(visible, found)
     if root + METADATA in visible:
         return _from_metadata(container, root, found, label, where)
@@ -373,9 +369,7 @@ def _attempt(name: str, function: Callable[[], Any]) -> Any:
 
 def _same_shape(found: tuple[int, ...], shape: tuple[int, ...]) -> None:
     if found != shape:
-        raise DataError(
-            f"shape {found}, but the first file has {shape}: give image_size to resize and crop all files"
-        )
+        raise DataError(f"shape {found}, but the first file has {shape}: give image_size to resize and crop all files")
 
 
 def _report(container: Container, num: int, skipped: Sequence[tuple[str, str]], any_good: bool) -> None:

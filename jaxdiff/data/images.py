@@ -112,9 +112,7 @@ class ImageDecoder:
 
         mode = "L" if self.channels == 1 else "RGB"
         if image.mode in ("I", "F"):
-            raise ValueError(
-                f"{image.mode} pixels of 32 bits have no declared range; save it with 8 or 16 bits"
-            )
+            raise ValueError(f"{image.mode} pixels of 32 bits have no declared range; save it with 8 or 16 bits")
         if image.mode.startswith("I;16"):
             # 65535 becomes 255; Pillow's own conversion would clip everything above 255.
             values = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535

@@ -174,9 +174,7 @@ def make_normalizer(
         mode = "scalar" if source.spec.kind == "audio" else "feature"
     if mode in ("auto", "image"):
         if source.spec.kind != "image":
-            raise DataError(
-                f"normalizer 'image' is for uint8 images, got kind {source.spec.kind!r}; use 'auto'"
-            )
+            raise DataError(f"normalizer 'image' is for uint8 images, got kind {source.spec.kind!r}; use 'auto'")
         return image_normalizer()
     if mode == "none":
         return Normalizer(0.0, 1.0)

@@ -135,9 +135,7 @@ def check_batch(batch: Batch, spec: DataSpec) -> None:
     """
     x = batch["x"]
     if x.dtype != np.float32 or x.shape[1:] != spec.shape:
-        raise DataError(
-            f"a batch must be float32 of shape (B, {spec.shape}), got {x.dtype} of shape {x.shape}"
-        )
+        raise DataError(f"a batch must be float32 of shape (B, {spec.shape}), got {x.dtype} of shape {x.shape}")
     low, high = float(x.min()), float(x.max())
     if not np.isfinite(low + high):
         raise DataError(f"a batch holds values that are not finite (range {low} to {high}): repair the data")
@@ -190,13 +188,9 @@ class Loader:
         spec = self.source.spec
         indices(self.seed, 0, self.batch_size, len(self.source))
         if self.process_count < 1 or not 0 <= self.process_index < self.process_count:
-            raise DataError(
-                f"process_index={self.process_index} is not below process_count={self.process_count}"
-            )
+            raise DataError(f"process_index={self.process_index} is not below process_count={self.process_count}")
         if self.batch_size % self.process_count:
-            raise DataError(
-                f"batch_size={self.batch_size} is not divisible by {self.process_count} processes"
-            )
+            raise DataError(f"batch_size={self.batch_size} is not divisible by {self.process_count} processes")
         if self.cond_kind not in ("none", "label", "context"):
             raise DataError(f"cond_kind must be none, label or context, got {self.cond_kind!r}")
         if self.cond_kind != "none" and not spec.num_classes:
@@ -245,9 +239,7 @@ class Loader:
         Raises:
             DataError: the first batch breaks the contract (see ``check_batch``), or grain is missing.
         """
-        raws = (
-            map(self._raw, itertools.count(start_step)) if self._in_memory() else self._read_ahead(start_step)
-        )
+        raws = map(self._raw, itertools.count(start_step)) if self._in_memory() else self._read_ahead(start_step)
         try:
             for step, raw in enumerate(raws, start_step):
                 batch = self._finish(step, raw)

@@ -117,9 +117,7 @@ def predict(classifier: Classifier, images: Shaped[AnyArray, "n ..."]) -> Int64[
     return np.asarray(classifier.model.predict(_rows(images)), np.int64)
 
 
-def agreement(
-    classifier: Classifier, samples: Shaped[AnyArray, "n ..."], labels: Shaped[AnyArray, " _"]
-) -> Agreement:
+def agreement(classifier: Classifier, samples: Shaped[AnyArray, "n ..."], labels: Shaped[AnyArray, " _"]) -> Agreement:
     """Share of samples in which the classifier sees the label that was asked for.
 
     Args:
@@ -135,9 +133,7 @@ def agreement(
     """
     wanted = np.asarray(labels)
     if not len(wanted) or len(wanted) != len(samples):
-        raise ValueError(
-            f"samples and labels must have one length above 0, got {len(samples)} and {len(wanted)}"
-        )
+        raise ValueError(f"samples and labels must have one length above 0, got {len(samples)} and {len(wanted)}")
     right = predict(classifier, samples) == wanted
     by_label = {int(label): float(right[wanted == label].mean()) for label in np.unique(wanted)}
     return Agreement(float(right.mean()), len(wanted), by_label, classifier.held_out_accuracy)
@@ -146,9 +142,7 @@ def agreement(
 def _rows(images: AnyArray) -> Float64[np.ndarray, "n d"]:
     """Images as rows of model space, clipped to [-1, 1]."""
     values = np.asarray(images)
-    scaled = (
-        values.astype(np.float64) / 127.5 - 1.0 if values.dtype == np.uint8 else values.astype(np.float64)
-    )
+    scaled = values.astype(np.float64) / 127.5 - 1.0 if values.dtype == np.uint8 else values.astype(np.float64)
     if not np.isfinite(scaled).all():
         raise ValueError("images must be finite")
     if values.dtype != np.uint8 and np.abs(scaled).max(initial=0.0) > 10:

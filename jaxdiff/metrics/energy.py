@@ -56,9 +56,7 @@ def energy_distance(
     return float(2.0 * across - within_a - within_b)
 
 
-def _total_distance(
-    a: Float64[np.ndarray, "n d"], b: Float64[np.ndarray, "m d"] | None, chunk_elements: int
-) -> float:
+def _total_distance(a: Float64[np.ndarray, "n d"], b: Float64[np.ndarray, "m d"] | None, chunk_elements: int) -> float:
     """Sum of the distances of all pairs; b = None pairs a with itself, with an exact 0 for each point."""
     other = a if b is None else b
     other_squares = np.einsum("md,md->m", other, other)

@@ -61,9 +61,7 @@ def high_frequency_energy(images: Shaped[AnyArray, "n h w c"]) -> float:
     total = power.sum(axis=(1, 2))
     # What rounding leaves of a constant image is no signal.
     floor = (np.finfo(np.float64).eps * np.abs(values).max(axis=(1, 2, 3)) * height * width) ** 2
-    share = np.where(
-        total > floor, (power * (radius > 0.25)).sum(axis=(1, 2)) / np.maximum(total, 1e-300), 0.0
-    )
+    share = np.where(total > floor, (power * (radius > 0.25)).sum(axis=(1, 2)) / np.maximum(total, 1e-300), 0.0)
     return float(share.mean())
 
 
@@ -90,8 +88,7 @@ def psnr(
     a, b = np.asarray(images), np.asarray(reference)
     if a.shape != b.shape or a.dtype != b.dtype:
         raise ValueError(
-            f"images and reference must have one shape and type, got {a.shape} {a.dtype} "
-            f"and {b.shape} {b.dtype}"
+            f"images and reference must have one shape and type, got {a.shape} {a.dtype} and {b.shape} {b.dtype}"
         )
     if data_range is None:
         if a.dtype != np.uint8 and not np.issubdtype(a.dtype, np.floating):

@@ -42,9 +42,7 @@ def as_network(module: nn.Module) -> Network:
     return network
 
 
-def _abstract_init(
-    module: nn.Module, x: ArrayLike, noise_cond: ArrayLike | None, cond: Mapping | None
-) -> Mapping:
+def _abstract_init(module: nn.Module, x: ArrayLike, noise_cond: ArrayLike | None, cond: Mapping | None) -> Mapping:
     """All variables of ``module.init`` as shapes; nothing is computed or compiled."""
     if noise_cond is None:
         noise_cond = jax.ShapeDtypeStruct(x.shape[:1], jnp.float32)
@@ -100,9 +98,7 @@ def _draw(key: Key[Array, ""], layout: tuple[tuple[tuple[int, ...], Initializer]
 
 def _draw_all(key, layout):
     """One uniform and one normal vector, cut into pieces."""
-    totals = {
-        kind: sum(math.prod(s) for s, init in layout if init.kind == kind) for kind in ("uniform", "normal")
-    }
+    totals = {kind: sum(math.prod(s) for s, init in layout if init.kind == kind) for kind in ("uniform", "normal")}
     keys = dict(zip(totals, jax.random.split(key), strict=True))
     vectors = {
         "uniform": jax.random.uniform(keys["uniform"], (totals["uniform"],), jnp.float32, -1.0, 1.0),

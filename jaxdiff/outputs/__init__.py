@@ -7,7 +7,15 @@ whole files or none, and every writer can store what produced the samples where 
 from jaxdiff.outputs.animation import gif_delays, write_gif
 from jaxdiff.outputs.arrays import write_csv, write_npz, write_wav
 from jaxdiff.outputs.files import Metadata, read_metadata
-from jaxdiff.outputs.images import image_grid, missing_indices, png_name, valid_pngs, write_grid, write_pngs
+from jaxdiff.outputs.images import (
+    image_grid,
+    missing_indices,
+    png_name,
+    read_pngs,
+    valid_pngs,
+    write_grid,
+    write_pngs,
+)
 
 __all__ = [
     "Metadata",
@@ -16,6 +24,7 @@ __all__ = [
     "missing_indices",
     "png_name",
     "read_metadata",
+    "read_pngs",
     "valid_pngs",
     "write_csv",
     "write_gif",

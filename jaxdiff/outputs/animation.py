@@ -90,9 +90,7 @@ def write_gif(
     if metadata is not None:
         options["comment"] = to_json(metadata).encode()
     with replacing(path) as file:
-        pictures[0].save(
-            file, format="GIF", save_all=True, append_images=pictures[1:], optimize=False, **options
-        )
+        pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:], optimize=False, **options)
     return path
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "image_grid",
     "missing_indices",
     "png_name",
+    "read_pngs",
     "valid_pngs",
     "write_grid",
     "write_pngs",
@@ -69,9 +70,7 @@ def image_grid(
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     if row_labels is not None and len(row_labels) != rows:
-        raise ValueError(
-            f"row_labels must name each of the {rows} rows, got {len(row_labels)}: {list(row_labels)}"
-        )
+        raise ValueError(f"row_labels must name each of the {rows} rows, got {len(row_labels)}: {list(row_labels)}")
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
     pad = ((0, rows * columns - count), (padding, 0), (padding, 0), (0, 0))
     tiles = np.pad(tiles, pad, constant_values=255)
@@ -80,9 +79,7 @@ def image_grid(
     sheet = np.pad(sheet, ((0, padding), (0, padding), (0, 0)), constant_values=255)
     if row_labels is None:
         return sheet
-    return np.concatenate(
-        [_label_column(row_labels, tiles.shape[1], sheet.shape[0], channels), sheet], axis=1
-    )
+    return np.concatenate([_label_column(row_labels, tiles.shape[1], sheet.shape[0], channels), sheet], axis=1)
 
 
 def write_grid(
@@ -161,8 +158,7 @@ def write_pngs(
     pixels = checked_images(images)
     if not len(pixels) == len(indices) == len(metadata):
         raise ValueError(
-            "images, indices and metadata must have one length, "
-            f"got {len(pixels)}, {len(indices)} and {len(metadata)}"
+            f"images, indices and metadata must have one length, got {len(pixels)}, {len(indices)} and {len(metadata)}"
         )
     if len(set(indices)) != len(indices):
         raise ValueError(f"indices must not repeat, got {list(indices)}")
@@ -171,9 +167,7 @@ def write_pngs(
         own = {"seed": int(seed), "index": int(index)}
         for name, value in own.items():
             if extra.get(name, value) != value:
-                raise ValueError(
-                    f"metadata says {name} {extra[name]!r} for the image of {name} {value}: leave it out"
-                )
+                raise ValueError(f"metadata says {name} {extra[name]!r} for the image of {name} {value}: leave it out")
         paths.append(_write_png(Path(directory) / png_name(seed, int(index)), image, {**own, **extra}))
     return paths
 
@@ -208,8 +202,7 @@ def valid_pngs(directory: str | os.PathLike[str], *, seed: int, expect: Metadata
         for name, value in wanted.items():
             if stored.get(name) != value:
                 raise ValueError(
-                    f"{path} was made with {name} {stored.get(name)!r}, not {value!r}: "
-                    "write to another directory"
+                    f"{path} was made with {name} {stored.get(name)!r}, not {value!r}: write to another directory"
                 )
         found.add(int(match[2]))
     return found
@@ -236,6 +229,30 @@ def missing_indices(
     return [index for index in indices if index not in done]
 
 
+def read_pngs(directory: str | os.PathLike[str], indices: Iterable[int], *, seed: int) -> UInt8[np.ndarray, "n h w c"]:
+    """Read back images that `write_pngs` wrote.
+
+    Args:
+        directory: where they are.
+        indices: which samples.
+        seed: seed of the run.
+
+    Returns:
+        The images, in the order of ``indices``.
+
+    Raises:
+        FileNotFoundError: one is not there.
+    """
+    from PIL import Image
+
+    images = []
+    for index in indices:
+        with Image.open(Path(directory) / png_name(seed, index)) as image:
+            pixels = np.asarray(image)
+        images.append(pixels[:, :, None] if pixels.ndim == 2 else pixels)
+    return np.stack(images)
+
+
 def checked_images(images: AnyArray) -> UInt8[np.ndarray, "n h w c"]:
     """Return ``images`` as NumPy, or say what is wrong with them.
 
@@ -256,9 +273,7 @@ def checked_images(images: AnyArray) -> UInt8[np.ndarray, "n h w c"]:
     return pixels
 
 
-def _label_column(
-    labels: Sequence[str], row_height: int, height: int, channels: int
-) -> UInt8[np.ndarray, "h w c"]:
+def _label_column(labels: Sequence[str], row_height: int, height: int, channels: int) -> UInt8[np.ndarray, "h w c"]:
     """Draw one line of text, centred on each row, as a white column left of the rows."""
     from PIL import Image, ImageDraw, ImageFont
 

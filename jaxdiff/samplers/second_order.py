@@ -111,9 +111,7 @@ def stochastic_heun(
         if isinstance(value, float | int) and not value >= 0:
             raise ValueError(f"{name}={value} must not be negative: 0 gives heun.")
     if is_zero(s_churn):
-        return heun(
-            denoiser, x, sigmas, cond=cond, ends_at_zero=ends_at_zero, trajectory=trajectory, unroll=unroll
-        )
+        return heun(denoiser, x, sigmas, cond=cond, ends_at_zero=ends_at_zero, trajectory=trajectory, unroll=unroll)
     grid = as_grid(x, sigmas, inversion=False)
     churned = (grid.here >= s_tmin) & (grid.here <= s_tmax)
     gamma = jnp.where(churned, jnp.minimum(jnp.asarray(s_churn) / grid.num_steps, math.sqrt(2) - 1), 0)

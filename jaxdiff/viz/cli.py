@@ -76,9 +76,7 @@ def losses(
         bin_edges: noise levels that separate the bins, for the legend.
         title: title of the figure.
     """
-    return _save(
-        loss_curves(read_log(log), smoothing=smoothing, bin_edges=bin_edges or None, title=title), out
-    )
+    return _save(loss_curves(read_log(log), smoothing=smoothing, bin_edges=bin_edges or None, title=title), out)
 
 
 def schedules(out: Picture, /, *, steps: int = 1000) -> Path:
@@ -88,9 +86,7 @@ def schedules(out: Picture, /, *, steps: int = 1000) -> Path:
         out: picture to write (.png, .svg, .pdf).
         steps: number of diffusion steps.
     """
-    return _save(
-        schedule_curves(_schedules(steps), steps=steps, title=f"Noise schedules, {steps} steps"), out
-    )
+    return _save(schedule_curves(_schedules(steps), steps=steps, title=f"Noise schedules, {steps} steps"), out)
 
 
 def embedding(out: Picture, /, *, dim: int = 128, steps: int = 1000, max_period: float = 10_000.0) -> Path:
@@ -205,9 +201,7 @@ def _schedules(steps: int) -> dict[str, Schedule]:
     from jaxdiff import schedules as known
 
     if steps < 21:
-        raise ValueError(
-            f"steps must be at least 21, got {steps}: published betas, scaled to fewer, exceed 1"
-        )
+        raise ValueError(f"steps must be at least 21, got {steps}: published betas, scaled to fewer, exceed 1")
     ends = {"beta_start": 1e-4 * 1000 / steps, "beta_end": 2e-2 * 1000 / steps}
     scaled = {"beta_start": 8.5e-4 * 1000 / steps, "beta_end": 1.2e-2 * 1000 / steps}
     return {

@@ -193,9 +193,7 @@ def read_log(path: str | os.PathLike[str]) -> Log:
             entry = json.loads(line)
             step = float(entry["step"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} line {number} is no JSON object with a step: {line.strip()[:60]!r}"
-            ) from error
+            raise ValueError(f"{path} line {number} is no JSON object with a step: {line.strip()[:60]!r}") from error
         for name, value in entry.items():
             if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
                 series.setdefault(name, {})[step] = float(value)
@@ -270,9 +268,7 @@ def _bin_names(bins: list[int], edges: Sequence[float] | None) -> list[str]:
         notes = {0: " (least noise)", len(bins) - 1: " (most noise)"} if len(bins) > 1 else {}
         return [f"{number}{notes.get(i, '')}" for i, number in enumerate(bins)]
     if bins and max(bins) > len(edges):
-        raise ValueError(
-            f"{len(edges)} bin edges separate {len(edges) + 1} bins, but bin {max(bins)} was logged"
-        )
+        raise ValueError(f"{len(edges)} bin edges separate {len(edges) + 1} bins, but bin {max(bins)} was logged")
     ends = ["0", *(f"{edge:g}" for edge in edges), "∞"]
     return [f"{ends[number]} to {ends[number + 1]}" for number in bins]
 
@@ -341,9 +337,7 @@ def knob_study(
     """
     x, *quantities = (np.asarray(values, np.float64) for values in (knob, first, second))
     if not len(x) or any(len(values) != len(x) for values in quantities):
-        raise ValueError(
-            f"one value is needed for each of {len(x)} settings, got {[len(v) for v in quantities]}"
-        )
+        raise ValueError(f"one value is needed for each of {len(x)} settings, got {[len(v) for v in quantities]}")
     if log_knob and x.min() <= 0:
         raise ValueError(f"a logarithmic axis needs positive settings, got {x.min()}")
     order = np.argsort(x)
@@ -354,9 +348,7 @@ def knob_study(
         for i, (axes, values, name, real) in enumerate(named):
             axes.plot(x[order], values[order], color=COLOURS[i], marker="o", markersize=5, label="samples")
             if real is not None:
-                axes.axhline(
-                    real, color="#555555", linestyle=LINE_STYLES[1], linewidth=1.3, label="real data"
-                )
+                axes.axhline(real, color="#555555", linestyle=LINE_STYLES[1], linewidth=1.3, label="real data")
                 axes.legend(loc="best")
             axes.set(ylabel=name)
             axes.margins(y=0.12)

@@ -43,9 +43,7 @@ def noise_histogram(
     }
     for name, values in series.items():
         if not len(values) or not np.isfinite(values).all():
-            raise ValueError(
-                f"{name} must hold finite values, got {len(values)} with {np.isnan(values).sum()} NaN"
-            )
+            raise ValueError(f"{name} must hold finite values, got {len(values)} with {np.isnan(values).sum()} NaN")
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     both = np.concatenate(list(series.values()))

@@ -89,9 +89,7 @@ def forward_strip(
         raise ValueError(f"times must lie in [0, 1], got {list(t)}")
     clean = np.asarray(x0, np.float64)
     eps = np.random.default_rng(seed).standard_normal(clean.shape)
-    alpha, sigma = (
-        np.asarray(f(jnp.asarray(t, jnp.float32)), np.float64) for f in (schedule.alpha, schedule.sigma)
-    )
+    alpha, sigma = (np.asarray(f(jnp.asarray(t, jnp.float32)), np.float64) for f in (schedule.alpha, schedule.sigma))
     unit = np.hypot(alpha, sigma)
     rows = [
         np.stack([(a * x + s * e) / u for a, s, u in zip(alpha, sigma, unit, strict=True)])
@@ -132,15 +130,9 @@ def denoiser_pairs(
     rows = {"clean": clean, "input": noisy, "output": denoised}
     drawn = {name: np.asarray(images) for name, images in rows.items() if images is not None}
     count = len(drawn["input"])
-    if any(len(images) != count for images in drawn.values()) or (
-        amounts is not None and len(amounts) != count
-    ):
+    if any(len(images) != count for images in drawn.values()) or (amounts is not None and len(amounts) != count):
         raise ValueError("noisy, denoised, clean and amounts must have one length")
-    titles = (
-        [""] * count
-        if amounts is None
-        else [f"{amount_name} = {_short(float(a))}" for a in np.asarray(amounts)]
-    )
+    titles = [""] * count if amounts is None else [f"{amount_name} = {_short(float(a))}" for a in np.asarray(amounts)]
     return image_table(list(drawn.values()), column_titles=titles, row_titles=list(drawn), title=title)
 
 
@@ -180,9 +172,7 @@ def reverse_strip(
         if len(estimates) == len(states) - 1:  # the last state is its own estimate
             estimates = np.concatenate([estimates, states[-1:]])
         if estimates.shape != states.shape:
-            raise ValueError(
-                f"denoised must have shape {states.shape} or one state less, got {estimates.shape}"
-            )
+            raise ValueError(f"denoised must have shape {states.shape} or one state less, got {estimates.shape}")
     rows, names = [], []
     for sample in range(min(samples, states.shape[1])):
         rows.append(visible[:, sample])
@@ -193,9 +183,7 @@ def reverse_strip(
     titles = [f"step {i}\nσ = {_short(float(levels[i]))}" for i in chosen]
     names = names if estimates is not None else [""] * len(rows)
     title = f"Reverse process, {len(states) - 1} steps" if title is None else title
-    return image_table(
-        rows, column_titles=titles, row_titles=names, title=title, group=1 if estimates is None else 2
-    )
+    return image_table(rows, column_titles=titles, row_titles=names, title=title, group=1 if estimates is None else 2)
 
 
 def reverse_frames(

@@ -121,9 +121,7 @@ def show_image(axes: "matplotlib.axes.Axes", image: Float[np.ndarray, "h w c"]) 
         axes: where.
         image: values in [0, 1].
     """
-    axes.imshow(
-        image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-    )
+    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
@@ -175,9 +173,7 @@ def image_table(
                 if column == 0:
                     axes.set_ylabel(row_titles[row], rotation=0, ha="right", va="center", labelpad=5)
                 if row == 0:
-                    axes.set_title(
-                        column_titles[column], loc="center", fontsize=9, fontweight="normal", pad=4
-                    )
+                    axes.set_title(column_titles[column], loc="center", fontsize=9, fontweight="normal", pad=4)
         place = (edge / total_width, 1 - edge / total_height)
         new.text(*place, title, ha="left", va="top", fontsize=11, fontweight="bold")
     return new
