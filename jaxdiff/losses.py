@@ -7,7 +7,7 @@ denoiser.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +182,7 @@ def denoising_loss(
     parameterization: Parameterization,
     noise_levels: NoiseLevels,
     weighting: Weighting | None = None,
-    noise: Literal["normal", "uniform"] = "normal",
+    noise: str = "normal",
     cond_dropout: float = 0.0,
     null_cond: Mapping[str, Any] | None = None,
 ) -> Loss:
@@ -196,7 +196,7 @@ def denoising_loss(
         parameterization: what it predicts.
         noise_levels: ``(key, n) -> sigma`` of shape (n,).
         weighting: weight in x0 space; None means ``Simple(parameterization)``.
-        noise: law of eps: standard normal, or uniform in [-1, 1] (the playground's toy).
+        noise: law of eps: "normal" (standard), or "uniform" in [-1, 1] (the playground's toy).
         cond_dropout: probability in [0, 1) of replacing all conditioning of an example by its null value.
         null_cond: null values by name; needed when ``cond_dropout`` is positive.
 

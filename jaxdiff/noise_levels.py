@@ -6,7 +6,7 @@ evenly spread with one random offset, which lowers the variance of the loss and 
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxdiff.typing import Schedule, require
 __all__ = ["LogNormal", "LogUniform", "LogitNormal", "LowDiscrepancy", "NoiseLevels", "UniformTime"]
 
 
+@runtime_checkable
 class NoiseLevels(Protocol):
     """Draws training noise levels."""
 
@@ -27,6 +28,7 @@ class NoiseLevels(Protocol):
         ...
 
 
+@runtime_checkable
 class _Quantile(Protocol):
     def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]: ...
 

@@ -4,7 +4,7 @@ All denoisers, guidance and samplers live in the variance-exploding frame ``x = 
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class Coefficients(NamedTuple):
     noise: Array
 
 
+@runtime_checkable
 class Network(Protocol):
     """Raw network ``F``: a pure function; ``key=None`` means evaluation (no dropout)."""
 
@@ -74,6 +75,7 @@ class Network(Protocol):
         ...
 
 
+@runtime_checkable
 class Parameterization(Protocol):
     """What the network predicts, as coefficients of the noise level ``sigma``."""
 
@@ -82,6 +84,7 @@ class Parameterization(Protocol):
         ...
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """Estimates ``E[x0 | x]`` where ``x = x0 + sigma * eps``."""
 
@@ -95,6 +98,7 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Brings ``x`` from noise level ``sigmas[0]`` to ``sigmas[-1]``."""
 
@@ -111,6 +115,7 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A Gaussian path ``x_t = alpha(t) x0 + sigma(t) eps``, t in [0, 1] with 0 the data."""
 
@@ -135,6 +140,7 @@ class Schedule(Protocol):
         ...
 
 
+@runtime_checkable
 class Loss(Protocol):
     """Training objective: a scalar and the metrics to log."""
 

@@ -1,1 +1,25 @@
-"""."""
+"""Networks, and the two adapters that turn a linen module into a pure function and a tree of parameters."""
+
+from jaxdiff.networks.adapters import as_network, count_params, init_params, param_shapes
+from jaxdiff.networks.context_unet import ContextUnet
+from jaxdiff.networks.ddpm_unet import DDPMUNet
+from jaxdiff.networks.embeddings import positional_encoding, sinusoidal_embedding
+from jaxdiff.networks.layers import check_divisible
+from jaxdiff.networks.mlp import MLP
+from jaxdiff.networks.toy_unet import ToyUNet
+from jaxdiff.networks.vector_transformer import VectorTransformer
+
+__all__ = [
+    "MLP",
+    "ContextUnet",
+    "DDPMUNet",
+    "ToyUNet",
+    "VectorTransformer",
+    "as_network",
+    "check_divisible",
+    "count_params",
+    "init_params",
+    "param_shapes",
+    "positional_encoding",
+    "sinusoidal_embedding",
+]

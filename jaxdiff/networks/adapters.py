@@ -1,0 +1,147 @@
+"""From linen modules to pure functions and plain trees of parameters; the rest of the library sees only these."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+from jaxdiff.networks.initializers import Initializer
+from jaxdiff.typing import Cond, Network, Params
+
+__all__ = ["as_network", "count_params", "init_params", "param_shapes"]
+
+ArrayLike: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+
+
+def as_network(module: nn.Module) -> Network:
+    """Turn a module into the pure function ``F(params, x, noise_cond, cond=None, key=None)``.
+
+    Args:
+        module: a linen module called as ``module(x, noise_cond, cond, train=...)``, with parameters as its only state.
+
+    Returns:
+        The network. ``params`` is a plain tree as ``init_params`` gives it. Without ``key`` it evaluates; with
+        ``key`` it trains, and dropout draws from that key.
+    """
+
+    def network(
+        params: Params,
+        x: Float[Array, "batch ..."],
+        noise_cond: Float[Array, " batch"],
+        cond: Cond = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch ..."]:
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, noise_cond, cond, train=key is not None, rngs=rngs)  # pyright: ignore[reportReturnType]
+
+    return network
+
+
+def _abstract_init(
+    module: nn.Module, x: ArrayLike, noise_cond: ArrayLike | None, cond: Mapping | None
+) -> Mapping:
+    """All variables of ``module.init`` as shapes; nothing is computed or compiled."""
+    if noise_cond is None:
+        noise_cond = jax.ShapeDtypeStruct(x.shape[:1], jnp.float32)
+    return jax.eval_shape(module.init, jax.eval_shape(lambda: jax.random.key(0)), x, noise_cond, cond)
+
+
+def init_params(
+    module: nn.Module,
+    key: Key[Array, ""],
+    x: ArrayLike,
+    noise_cond: ArrayLike | None = None,
+    cond: Mapping[str, ArrayLike] | None = None,
+) -> Params:
+    """Draw the parameters of a module as a plain tree of float32 arrays.
+
+    Each parameter follows the distribution that its layer declares, from one long random vector: compiling one random kernel per
+    layer, as ``module.init`` does, takes many seconds on a CPU. A pure function of ``key``; runs under ``jit``.
+    A module with a parameter of a layer from elsewhere is initialised by its own ``init``.
+
+    Args:
+        module: a linen module called as ``module(x, noise_cond, cond, train=...)``.
+        key: one typed PRNG key.
+        x: an input with batch axis, an array or only its ``jax.ShapeDtypeStruct``.
+        noise_cond: (batch,) float32, likewise; None for one made from ``x``.
+        cond: conditioning inputs by name, likewise.
+
+    Returns:
+        The parameters: nested dicts.
+    """
+    variables = _abstract_init(module, x, noise_cond, cond)
+    shapes, treedef = jax.tree_util.tree_flatten_with_path(variables["params"])
+    declared = {
+        jax.tree_util.keystr(path): init
+        for path, init in jax.tree_util.tree_flatten_with_path(
+            variables.get("initializers", {}), is_leaf=lambda node: isinstance(node, Initializer)
+        )[0]
+    }
+    names = [jax.tree_util.keystr(path) for path, _ in shapes]
+    if not set(names) <= set(declared):
+        zeros = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype),
+            (x, jax.ShapeDtypeStruct(x.shape[:1], jnp.float32) if noise_cond is None else noise_cond, cond),
+        )
+        return jax.jit(module.init)(key, *zeros)["params"]
+    layout = tuple((tuple(leaf.shape), declared[name]) for name, (_, leaf) in zip(names, shapes, strict=True))
+    return jax.tree_util.tree_unflatten(treedef, _draw(key, layout))
+
+
+def _draw(key: Key[Array, ""], layout: tuple[tuple[tuple[int, ...], Initializer], ...]) -> list[Array]:
+    """Draw one array per (shape, distribution) of ``layout``."""
+    return list(_draw_jit(key, layout))
+
+
+def _draw_all(key, layout):
+    """One uniform and one normal vector, cut into pieces."""
+    totals = {
+        kind: sum(math.prod(s) for s, init in layout if init.kind == kind) for kind in ("uniform", "normal")
+    }
+    keys = dict(zip(totals, jax.random.split(key), strict=True))
+    vectors = {
+        "uniform": jax.random.uniform(keys["uniform"], (totals["uniform"],), jnp.float32, -1.0, 1.0),
+        "normal": jax.random.normal(keys["normal"], (totals["normal"],), jnp.float32),
+    }
+    # Without the barrier XLA would copy the random generator into every piece.
+    vectors = jax.lax.optimization_barrier(vectors)
+    used = dict.fromkeys(totals, 0)
+    leaves = []
+    for shape, init in layout:
+        if init.kind == "constant":
+            leaves.append(jnp.full(shape, init.scale, jnp.float32))
+            continue
+        start, size = used[init.kind], math.prod(shape)
+        used[init.kind] += size
+        leaves.append(init.scale * vectors[init.kind][start : start + size].reshape(shape))
+    return tuple(leaves)
+
+
+_draw_jit = jax.jit(_draw_all, static_argnames="layout")
+
+
+def param_shapes(
+    module: nn.Module, shape: tuple[int, ...], cond_shapes: Mapping[str, jax.ShapeDtypeStruct] | None = None
+) -> Params:
+    """Shapes of a module's parameters, without computing anything.
+
+    Args:
+        module: a linen module called as ``module(x, noise_cond, cond, train=...)``.
+        shape: shape of ``x`` with batch axis, such as (1, 28, 28, 1).
+        cond_shapes: conditioning inputs by name, each with batch axis.
+
+    Returns:
+        A tree like that of ``init_params`` with ``jax.ShapeDtypeStruct`` leaves.
+    """
+    x = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+    return _abstract_init(module, x, None, cond_shapes)["params"]
+
+
+def count_params(params: Any) -> int:
+    """Number of scalars in a tree of arrays or of ``jax.ShapeDtypeStruct``."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
