@@ -52,8 +52,8 @@ def enable_cache(path: str | os.PathLike[str] | None = None, *, min_seconds: flo
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", min_seconds)
-    # jax decides whether it has a cache at its first compilation and never again. Forgetting that decision
-    # lets this work after arrays exist, too; programs compiled before now stay uncached.
+    # jax opens its cache at the first compilation and keeps it. Forgetting it lets this work at any time;
+    # only programs compiled before now stay uncached.
     from jax.experimental.compilation_cache import compilation_cache
 
     compilation_cache.reset_cache()

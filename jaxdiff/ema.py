@@ -75,7 +75,7 @@ def half_life(images: float, *, batch: int, ramp: float | None = 0.05) -> Profil
     Raises:
         ValueError: an argument that is not positive.
 
-    Reference: Karras et al. 2022, Appendix F.2, arXiv:2206.00364.
+    Reference: Karras et al. 2022, Appendix F, arXiv:2206.00364.
     """
     if not (images > 0 and batch >= 1 and (ramp is None or ramp > 0)):
         raise ValueError(f"half_life needs images > 0, batch >= 1 and ramp > 0 or None; got {images}, {batch}, {ramp}.")
@@ -104,7 +104,7 @@ def std_to_gamma(std: float) -> float:
     Raises:
         ValueError: std out of range.
 
-    Reference: Karras et al. 2023, equation 126, arXiv:2312.02696.
+    Reference: Karras et al. 2023, section 3.1, arXiv:2312.02696.
     """
     if not 0.0 < std <= 0.28:
         raise ValueError(f"The relative width of a power average must lie in (0, 0.28]; got {std}.")
@@ -127,7 +127,7 @@ def power_decay(t: float, *, gamma: float, increment: float = 1.0) -> float:
     Raises:
         ValueError: t < increment.
 
-    Reference: Karras et al. 2023, equation 127, arXiv:2312.02696.
+    Reference: Karras et al. 2023, section 3.1, arXiv:2312.02696.
     """
     if not 0.0 < increment <= t:
         raise ValueError(f"power_decay needs 0 < increment <= t; got t={t}, increment={increment}.")

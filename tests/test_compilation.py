@@ -1,5 +1,6 @@
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -17,19 +18,21 @@ from jaxdiff.compilation import compile_step, enable_cache
 if sys.argv[1] == "late":
     jax.jit(lambda x: x * 3)(1.0).block_until_ready()
     assert compile_step(jax.jit(lambda x: x * 5), 1.0).cache_hit is None
+    enable_cache(sys.argv[2], min_seconds=0.0)
+    assert compile_step(jax.jit(lambda x: x * 7), 1.0).cache_hit is False
 print(enable_cache(min_seconds=0.0))
 done = compile_step(jax.jit(lambda x: jnp.tanh(x @ x).sum()), jnp.ones((4, 4)))
 print(done.cache_hit)
 """
 
 
-def test_the_second_start_reads_the_cache_even_if_an_array_came_first(tmp_path):
+def test_the_second_start_reads_the_cache_even_if_arrays_and_another_cache_came_first(tmp_path):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "xla")
     env_late = {k: v for k, v in env.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {"HOME": str(tmp_path)}
 
     def start(mode, env):
-        code = [sys.executable, "-c", SECOND_START, mode]
+        code = [sys.executable, "-c", SECOND_START, mode, str(tmp_path / mode)]
         done = subprocess.run(code, env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
@@ -38,6 +41,7 @@ def test_the_second_start_reads_the_cache_even_if_an_array_came_first(tmp_path):
     assert start("early", env) == [str(tmp_path / "xla"), "True"]
     default = str(tmp_path / ".cache" / "jaxdiff" / "xla")
     assert start("late", env_late) == [default, "False"]
+    shutil.rmtree(tmp_path / "late")
     assert start("late", env_late) == [default, "True"]
 
 

@@ -166,6 +166,10 @@ def test_accumulation_equals_one_step_on_the_whole_batch():
         np.testing.assert_allclose(state.params[name], whole.params[name], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(state.ema_params[name], whole.ema_params[name], rtol=1e-5, atol=1e-6)
     assert training.read_tally(state)["loss"] == pytest.approx(training.read_tally(whole)["loss"], rel=1e-5)
+    # From here on the average differs from the parameters, and waits for the next update all the same.
+    average = host(state.ema_params)
+    assert not np.array_equal(average["a"], state.params["a"])
+    assert_same(average, step(state, parts[0], KEY).ema_params)
 
 
 def test_a_skipped_batch_is_not_accumulated():
