@@ -348,7 +348,6 @@ def test_commands_write_their_pictures(tmp_path, run_file, capsys):
 
 
 def test_forward_command_shows_a_data_set(tmp_path, capsys):
-    pytest.importorskip("jaxdiff.data.synthetic")
     out = tmp_path / "forward.png"
     assert cli.main(["forward", "digits", str(out), "--columns", "3", "--count", "1", "--steps", "300"]) == 0
     with Image.open(out) as picture:
