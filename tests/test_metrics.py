@@ -132,6 +132,12 @@ def test_energy_distance_equals_a_double_loop(unbiased, chunk):
     assert found == pytest.approx(brute_force_energy(x, y, unbiased), rel=1e-7)
 
 
+def test_energy_distance_counts_no_distance_of_a_point_to_itself():
+    x, y = np.array([[1.1, 7.3], [5.7, -3.1], [0.3, 2.9]]), np.array([[8.3, 0.7], [-4.9, 6.1]])
+    expected = brute_force_energy(x, y, unbiased=False)
+    assert metrics.energy_distance(x, y, unbiased=False) == pytest.approx(expected, rel=1e-12)
+
+
 def test_energy_distance_is_zero_in_expectation_for_one_law_only():
     rng = np.random.default_rng(0)
     same = [metrics.energy_distance(*rng.normal(size=(2, 30, 2))) for _ in range(300)]

@@ -211,6 +211,13 @@ def test_wav_is_16_bit_pcm_with_full_scale_at_one(tmp_path, channels):
         outputs.read_metadata(outputs.write_wav(tmp_path / "b.wav", audio, sample_rate=8000))
 
 
+@pytest.mark.parametrize("value", ["a", "ab"])
+def test_wav_chunks_have_even_length_as_riff_wants(tmp_path, value):
+    audio = np.zeros(5, np.float32)
+    path = outputs.write_wav(tmp_path / "a.wav", audio, sample_rate=8000, metadata={"x": value})
+    assert path.stat().st_size % 2 == 0 and outputs.read_metadata(path) == {"x": value}
+
+
 @pytest.mark.parametrize("fps", [50, 30, 24, 12.5, 7])
 def test_gif_delays_keep_the_frame_rate_over_the_whole_animation(fps):
     for count in (1, 2, 30, 301):

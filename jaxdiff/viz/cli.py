@@ -221,17 +221,17 @@ def _images(data: str, count: int) -> Float32[np.ndarray, "n h w c"]:
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     if data == "digits":
-        from jaxdiff.data.synthetic import digits
+        from jaxdiff.data import digits
 
         source = digits()
     elif not Path(data).exists():
         raise ValueError(f'no file or folder {data!r}; "digits" is the bundled data set')
     elif Path(data).suffix in (".npz", ".npy"):
-        from jaxdiff.data.arrays import npz
+        from jaxdiff.data import npz
 
         source = npz(data)
     else:
-        from jaxdiff.data.images import folder
+        from jaxdiff.data import folder
 
         source = folder(data)
     if source.spec.kind != "image":

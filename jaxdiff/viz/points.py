@@ -99,8 +99,10 @@ def scatter_2d(
         axes[0].set(title=f"Data ({len(real):,})")
         axes[1].scatter(*real.T, color="#CFCFCF", label="data", **dots)
         axes[1].scatter(*ours.T, color=COLOURS[1], alpha=0.6, label="samples", **dots)
-        beyond = f", {outside} outside" if outside else ""
-        axes[1].set(title=f"Samples ({len(ours):,}{beyond}), data in grey")
+        axes[1].set(title=f"Samples ({len(ours):,}), data in grey")
+        if outside:
+            corner: Any = {"transform": axes[1].transAxes, "fontsize": 9, "color": "#555555"}
+            axes[1].text(0.02, 0.02, f"{outside:,} lie outside", **corner)
         axes[0].set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
         for one in axes:
             one.set_aspect("equal")
