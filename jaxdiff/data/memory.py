@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -161,9 +163,9 @@ def npz(
             x, labels = file[x_key], file[label_key] if label_key else None
             if labels is not None and num_classes is None and not class_names:
                 num_classes = _count_classes(file, keys, label_key or "", split)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as .npz of plain arrays: {error}") from error
     origin = f"{path}: examples from {x_key!r}, " + (
         f"labels from {label_key!r}" if label_key else "no labels"
@@ -179,7 +181,7 @@ def _load_npy(path: pathlib.Path) -> tuple[np.ndarray, str | None]:
         if stat.st_size <= MAP_BYTES:
             return np.load(path, allow_pickle=False), None
         x = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as .npy: {error}") from error
     return x, fingerprint_of(path.name, x.shape, str(x.dtype), stat.st_size, int(stat.st_mtime))
 
