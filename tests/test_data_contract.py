@@ -115,6 +115,18 @@ def test_measured_features_have_unit_deviation_and_constant_ones_the_scale_one()
     np.testing.assert_allclose(norm.scale[:3], x[:, :3].astype(np.float64).std(axis=0), rtol=1e-6)
 
 
+def test_moments_merged_from_chunks_are_those_of_the_whole(monkeypatch):
+    x = np.sort(
+        np.random.default_rng(0).normal(3.0, 2.0, (997, 2)).astype(np.float32), axis=0
+    )  # chunks differ
+    whole = make_normalizer(arrays(x))
+    monkeypatch.setattr("jaxdiff.data.normalize.CHUNK_VALUES", 50)
+    merged = make_normalizer(arrays(x))
+    np.testing.assert_allclose(merged.shift, whole.shift, rtol=1e-6)
+    np.testing.assert_allclose(merged.scale, whole.scale, rtol=1e-6)
+    np.testing.assert_allclose(merged.scale, x.astype(np.float64).std(axis=0), rtol=1e-6)
+
+
 def test_scalar_normalizer_and_measured_std_agree():
     x = np.random.default_rng(1).uniform(0, 3, (2000, 4)).astype(np.float32)
     source = arrays(x)

@@ -161,6 +161,29 @@ def test_worker_processes_give_the_same_batches():
 # ---- what a batch is
 
 
+def test_closing_the_iterator_stops_the_reading_ahead(monkeypatch):
+    closed = []
+
+    class Reading:
+        def __init__(self, raws):
+            self.raws = raws
+
+        def __iter__(self):
+            return self.raws
+
+        def close(self):
+            closed.append(True)
+            self.raws.close()
+
+    real = Loader._read_ahead
+    monkeypatch.setattr(Loader, "_read_ahead", lambda self, start: Reading(real(self, start)))
+    batches = loader(read="items").iterate()
+    next(batches)
+    assert not closed
+    batches.close()
+    assert closed == [True]
+
+
 def test_batches_keep_the_contract():
     batch = next(loader(cond_kind="label").iterate())
     assert batch["x"].dtype == np.float32 and batch["x"].shape == (4, 4, 6, 3)

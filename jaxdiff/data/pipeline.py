@@ -295,7 +295,6 @@ class Loader:
         x = raw["x"]
         if self.flip:
             mirrored = flips(self.seed, step, self.batch_size)[self._rows()]
-            x = x if x.flags.writeable else x.copy()
             x[mirrored] = x[mirrored, :, ::-1]
         cond = {}
         if self.cond_kind == "label":
