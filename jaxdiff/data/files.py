@@ -332,11 +332,13 @@ def read_files(
     spec = dataclasses.replace(spec, fingerprint=fingerprint_of(identity, kept, [stamps[i] for i in good]))
     origin = f"{container.path}: {len(kept)} files, {len(skipped)} skipped, {spec.num_classes} classes"
     source = FileSource(container, kept, decode, spec, origin, skipped)
-    if not held:
-        return source
-    labels = np.array([entry.label for entry in kept], np.int32) if spec.num_classes else None
-    x = x if len(good) == len(x) else x[good]
-    return ArraySource(x, labels, spec, origin, skipped, source.captions)
+    return _held(source, x if len(good) == len(x) else x[good]) if held else source
+
+
+def _held(source: FileSource, x: np.ndarray) -> ArraySource:
+    """The same examples, decoded."""
+    labels = np.array([e.label for e in source.entries], np.int32) if source.spec.num_classes else None
+    return ArraySource(x, labels, source.spec, source.origin, source.skipped, source.captions)
 
 
 def _attempt(name: str, function: Callable[[], Any]) -> Any:

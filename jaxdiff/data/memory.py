@@ -151,18 +151,10 @@ def npz(
         return arrays(x, sample_rate=sample_rate, origin=str(path), fingerprint=fingerprint)
     try:
         with np.load(path, allow_pickle=False) as file:
-            keys = list(file.files)
-            x_key = x_key or _find(keys, split, ("image", "images", "x", "X", "data"), ("arr_0",))
-            if x_key is None or x_key not in keys:
-                wanted = f"no key {x_key!r}" if x_key else f"no examples of split {split!r} recognised"
-                raise DataError(f"{path}: {wanted}; it holds {', '.join(keys)}: name one with x_key")
-            if label_key is None:
-                label_key = _find(keys, split, ("label", "labels", "y", "targets"), ("arr_1",))
-            if label_key and label_key not in keys:
-                raise DataError(f"{path}: no key {label_key!r}; it holds {', '.join(keys)}")
+            x_key, label_key = _keys(path, file.files, split, x_key, label_key)
             x, labels = file[x_key], file[label_key] if label_key else None
             if labels is not None and num_classes is None and not class_names:
-                num_classes = _count_classes(file, keys, label_key or "", split)
+                num_classes = _count_classes(file, label_key, split)
     except DataError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -186,6 +178,21 @@ def _load_npy(path: pathlib.Path) -> tuple[np.ndarray, str | None]:
     return x, fingerprint_of(path.name, x.shape, str(x.dtype), stat.st_size, int(stat.st_mtime))
 
 
+def _keys(
+    path: pathlib.Path, keys: Sequence[str], split: str, x_key: str | None, label_key: str | None
+) -> tuple[str, str]:
+    """Keys of the examples and of the labels ("" for none), as given or as found."""
+    x_key = x_key or _find(keys, split, ("image", "images", "x", "X", "data"), ("arr_0",))
+    if x_key is None or x_key not in keys:
+        wanted = f"no key {x_key!r}" if x_key else f"no examples of split {split!r} recognised"
+        raise DataError(f"{path}: {wanted}; it holds {', '.join(keys)}: name one with x_key")
+    if label_key is None:
+        label_key = _find(keys, split, ("label", "labels", "y", "targets"), ("arr_1",)) or ""
+    if label_key and label_key not in keys:
+        raise DataError(f"{path}: no key {label_key!r}; it holds {', '.join(keys)}")
+    return x_key, label_key
+
+
 def _find(keys: Sequence[str], split: str, stems: Sequence[str], plain: Sequence[str]) -> str | None:
     """The key that holds ``split``, or None; plain names count as the training set."""
     names = [name for stem in stems for name in (f"{split}_{stem}", f"{stem}_{split}")]
@@ -193,9 +200,9 @@ def _find(keys: Sequence[str], split: str, stems: Sequence[str], plain: Sequence
     return next((name for name in names if name in keys), None)
 
 
-def _count_classes(file: np.lib.npyio.NpzFile, keys: Sequence[str], label_key: str, split: str) -> int | None:
+def _count_classes(file: np.lib.npyio.NpzFile, label_key: str, split: str) -> int | None:
     """Largest label + 1 over every split, so that all splits of one file agree."""
-    twins = [key for key in keys if split in label_key and _matches(key, label_key, split)]
+    twins = [key for key in file.files if split in label_key and _matches(key, label_key, split)]
     found = [file[key] for key in {label_key, *twins}]
     if any(labels.dtype.kind not in "iu" or not labels.size for labels in found):
         return None
