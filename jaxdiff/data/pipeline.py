@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from jaxdiff.data.arrays import ArraySource
+from jaxdiff.data.memory import ArraySource
 from jaxdiff.data.normalize import Normalizer
 from jaxdiff.data.spec import DataError, DataSpec, Example, Source
 
@@ -287,18 +287,10 @@ class Loader:
         x = raw["x"]
         if self.flip:
             mirrored = flips(self.seed, step, self.batch_size)[self._rows()]
-            x = x if x.flags.writeable else x.copy()
             x[mirrored] = x[mirrored, :, ::-1]
         cond = {}
         if self.cond_kind == "label":
             cond["label"] = raw["label"]
         elif self.cond_kind == "context":
             cond["context"] = np.eye(self.source.spec.num_classes, dtype=np.float32)[raw["label"]]
-        return {"x": _encode(self.normalizer, x), "cond": cond}
-
-
-def _encode(normalizer: Normalizer, x: np.ndarray) -> np.ndarray:
-    """``normalizer.encode``, for bytes and a scalar map by a table of the 256 results."""
-    if x.dtype == np.uint8 and normalizer.shift.ndim == 0:
-        return normalizer.encode(np.arange(256, dtype=np.uint8)).take(x)
-    return normalizer.encode(x)
+        return {"x": self.normalizer.encode(x), "cond": cond}

@@ -6,7 +6,7 @@ from csv import reader as csv_reader
 
 import numpy as np
 
-from jaxdiff.data.arrays import ArraySource, arrays
+from jaxdiff.data.memory import ArraySource, arrays
 from jaxdiff.data.spec import DataError
 
 __all__ = ["csv"]

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -149,21 +151,13 @@ def npz(
         return arrays(x, sample_rate=sample_rate, origin=str(path), fingerprint=fingerprint)
     try:
         with np.load(path, allow_pickle=False) as file:
-            keys = list(file.files)
-            x_key = x_key or _find(keys, split, ("image", "images", "x", "X", "data"), ("arr_0",))
-            if x_key is None or x_key not in keys:
-                wanted = f"no key {x_key!r}" if x_key else f"no examples of split {split!r} recognised"
-                raise DataError(f"{path}: {wanted}; it holds {', '.join(keys)}: name one with x_key")
-            if label_key is None:
-                label_key = _find(keys, split, ("label", "labels", "y", "targets"), ("arr_1",))
-            if label_key and label_key not in keys:
-                raise DataError(f"{path}: no key {label_key!r}; it holds {', '.join(keys)}")
+            x_key, label_key = _keys(path, file.files, split, x_key, label_key)
             x, labels = file[x_key], file[label_key] if label_key else None
             if labels is not None and num_classes is None and not class_names:
-                num_classes = _count_classes(file, keys, label_key or "", split)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+                num_classes = _count_classes(file, label_key, split)
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as .npz of plain arrays: {error}") from error
     origin = f"{path}: examples from {x_key!r}, " + (f"labels from {label_key!r}" if label_key else "no labels")
     return arrays(x, labels, num_classes=num_classes, class_names=class_names, sample_rate=sample_rate, origin=origin)
@@ -175,9 +169,24 @@ def _load_npy(path: pathlib.Path) -> tuple[np.ndarray, str | None]:
         if stat.st_size <= MAP_BYTES:
             return np.load(path, allow_pickle=False), None
         x = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as .npy: {error}") from error
     return x, fingerprint_of(path.name, x.shape, str(x.dtype), stat.st_size, int(stat.st_mtime))
+
+
+def _keys(
+    path: pathlib.Path, keys: Sequence[str], split: str, x_key: str | None, label_key: str | None
+) -> tuple[str, str]:
+    """Keys of the examples and of the labels ("" for none), as given or as found."""
+    x_key = x_key or _find(keys, split, ("image", "images", "x", "X", "data"), ("arr_0",))
+    if x_key is None or x_key not in keys:
+        wanted = f"no key {x_key!r}" if x_key else f"no examples of split {split!r} recognised"
+        raise DataError(f"{path}: {wanted}; it holds {', '.join(keys)}: name one with x_key")
+    if label_key is None:
+        label_key = _find(keys, split, ("label", "labels", "y", "targets"), ("arr_1",)) or ""
+    if label_key and label_key not in keys:
+        raise DataError(f"{path}: no key {label_key!r}; it holds {', '.join(keys)}")
+    return x_key, label_key
 
 
 def _find(keys: Sequence[str], split: str, stems: Sequence[str], plain: Sequence[str]) -> str | None:
@@ -187,9 +196,9 @@ def _find(keys: Sequence[str], split: str, stems: Sequence[str], plain: Sequence
     return next((name for name in names if name in keys), None)
 
 
-def _count_classes(file: np.lib.npyio.NpzFile, keys: Sequence[str], label_key: str, split: str) -> int | None:
+def _count_classes(file: np.lib.npyio.NpzFile, label_key: str, split: str) -> int | None:
     """Largest label + 1 over every split, so that all splits of one file agree."""
-    twins = [key for key in keys if split in label_key and _matches(key, label_key, split)]
+    twins = [key for key in file.files if split in label_key and _matches(key, label_key, split)]
     found = [file[key] for key in {label_key, *twins}]
     if any(labels.dtype.kind not in "iu" or not labels.size for labels in found):
         return None
