@@ -86,7 +86,8 @@ def open_data(config: Config) -> tuple[Config, data.Source, data.Normalizer]:
         log.warning("skipped %s: %s", name, reason)
     if source.skipped:
         log.warning("skipped %d unreadable files, %d left", len(source.skipped), len(source))
-    normalizer = data.make_normalizer(source)
+    mode = config.data.normalize if source.spec.kind != "image" else "auto"
+    normalizer = data.make_normalizer(source, mode=mode)
     measured = data.measured_std(source, normalizer)
     chosen = config.parameterization.sigma_data
     if config.parameterization.kind == "edm" and chosen != "auto" and abs(chosen / measured - 1) > 0.2:
@@ -279,7 +280,7 @@ def loop(run: Run, checkpoints: Checkpoints, state: TrainState) -> int:
             writers.progress.update(step)
             stopping = stop.requested(step)
             if step % config.train.save_every == 0 or last or stopping:
-                checkpoints.save(step, state, run.meta, {"loss": metrics["loss"]} if metrics else None)
+                checkpoints.save(step, state, run.meta, {"loss": metrics["loss"]} if logged == step else None)
             if preview and (step % config.train.sample_every == 0 or last):
                 writers.board.image(step, "samples", preview(step, state.ema_params))
             if stopping and not last:

@@ -475,8 +475,6 @@ def test_two_processes_stop_at_the_same_step_and_restore_in_one(tmp_path):
     assert np.isfinite(ckpt.restore_params(tmp_path / "run", target)["w"]).all()
     assert ckpt.read_meta(tmp_path / "run")["step"] == done
     # and the losses and the noise are those of one process with the whole batch
-    noises = [
-        np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (8, 3))) for i in range(3)
-    ]
+    noises = [np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (8, 3))) for i in range(3)]
     first, last = (np.mean([n[row, 0] for n in noises]) for row in (0, -1))
     np.testing.assert_allclose([float(v) for v in lines[0][0].split()[1:]], [first, last], rtol=1e-5)

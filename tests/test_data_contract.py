@@ -45,9 +45,7 @@ def test_spec_refuses_fields_that_do_not_fit(fields, message):
 
 def test_normalizer_survives_json_bit_for_bit():
     rng = np.random.default_rng(0)
-    norm = Normalizer(
-        rng.standard_normal(50).astype(np.float32), np.exp(rng.standard_normal(50)).astype(np.float32)
-    )
+    norm = Normalizer(rng.standard_normal(50).astype(np.float32), np.exp(rng.standard_normal(50)).astype(np.float32))
     back = Normalizer.from_dict(json.loads(json.dumps(norm.to_dict())))
     assert back == norm and hash(back) == hash(norm)
     assert back.shift.tobytes() == norm.shift.tobytes() and back.scale.tobytes() == norm.scale.tobytes()
@@ -116,9 +114,7 @@ def test_measured_features_have_unit_deviation_and_constant_ones_the_scale_one()
 
 
 def test_moments_merged_from_chunks_are_those_of_the_whole(monkeypatch):
-    x = np.sort(
-        np.random.default_rng(0).normal(3.0, 2.0, (997, 2)).astype(np.float32), axis=0
-    )  # chunks differ
+    x = np.sort(np.random.default_rng(0).normal(3.0, 2.0, (997, 2)).astype(np.float32), axis=0)  # chunks differ
     whole = make_normalizer(arrays(x))
     monkeypatch.setattr("jaxdiff.data.normalize.CHUNK_VALUES", 50)
     merged = make_normalizer(arrays(x))
@@ -133,9 +129,7 @@ def test_scalar_normalizer_and_measured_std_agree():
     norm = make_normalizer(source, mode="scalar")
     assert norm.shift.shape == ()
     assert measured_std(source, norm) == pytest.approx(1.0, abs=1e-5)
-    assert measured_std(source, make_normalizer(source, mode="none")) == pytest.approx(
-        float(x.std()), rel=1e-5
-    )
+    assert measured_std(source, make_normalizer(source, mode="none")) == pytest.approx(float(x.std()), rel=1e-5)
 
 
 def test_images_have_the_fixed_normalizer_whatever_they_hold():

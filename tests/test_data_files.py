@@ -155,9 +155,7 @@ def test_large_sets_are_decoded_when_asked_for(classes, tmp_path):
     held = folder(classes)
     for path in (classes, tmp_path / "set.zip"):
         lazy = folder(path, memory_limit=0)
-        assert (
-            isinstance(lazy, FileSource) and isinstance(lazy, Source) and lazy.spec.shape == held.spec.shape
-        )
+        assert isinstance(lazy, FileSource) and isinstance(lazy, Source) and lazy.spec.shape == held.spec.shape
         again = pickle.loads(pickle.dumps(lazy))
         for source in (lazy, again):
             drained = drain(source)
@@ -187,9 +185,7 @@ def test_damaged_files_are_named_counted_and_left_out(classes, memory_limit):
         source = folder(classes, memory_limit=memory_limit)
     # The header of the truncated file is whole, so that a set too large to decode meets it later.
     late = memory_limit == 0
-    assert {name for name, _ in source.skipped} == {"9/zero.png", "9/text.jpg"} | (
-        set() if late else {"10/cut.png"}
-    )
+    assert {name for name, _ in source.skipped} == {"9/zero.png", "9/text.jpg"} | (set() if late else {"10/cut.png"})
     assert all(reason for _, reason in source.skipped)
     assert len(source) == (4 if late else 3)
     if late:
@@ -332,9 +328,7 @@ def test_recordings_with_labels_from_a_named_column(tmp_path, memory_limit, zipp
     write(tmp_path / "s", rows | {"metadata.csv": table, "w/bad.wav": b"RIFF"})
     pack(tmp_path / "s", tmp_path / "s.zip")
     with pytest.warns(UserWarning, match=r"w/bad\.wav \(not listed"):
-        source = audio(
-            tmp_path / ("s.zip" if zipped else "s"), length=4, label="digit", memory_limit=memory_limit
-        )
+        source = audio(tmp_path / ("s.zip" if zipped else "s"), length=4, label="digit", memory_limit=memory_limit)
     assert isinstance(source, FileSource if memory_limit == 0 else ArraySource)
     assert source.spec.sample_rate == 8000 and source.spec.shape == (4,) and source.spec.kind == "audio"
     source = drain(source)

@@ -140,9 +140,7 @@ def test_two_processes_share_the_batch_of_one(read):
     ]
     same(whole, joined)
     # Disjoint within an epoch: five whole batches of four lie in the first one.
-    first = [
-        marks(loader(process_index=i, process_count=2).batch(step)) for step in range(5) for i in range(2)
-    ]
+    first = [marks(loader(process_index=i, process_count=2).batch(step)) for step in range(5) for i in range(2)]
     assert len(set(sum(first, []))) == 20
 
 
@@ -210,9 +208,7 @@ def test_flip_mirrors_the_chosen_rows_and_leaves_the_source_alone():
 def test_batch_larger_than_the_set_runs_over_epochs():
     batch = loader(batch_size=2 * NUM + 1).batch(0)
     found = marks(batch)
-    assert (
-        sorted(found[:NUM]) == sorted(found[NUM : 2 * NUM]) == list(range(NUM)) and len(found) == 2 * NUM + 1
-    )
+    assert sorted(found[:NUM]) == sorted(found[NUM : 2 * NUM]) == list(range(NUM)) and len(found) == 2 * NUM + 1
 
 
 def test_float_data_are_normalized_and_come_back():

@@ -100,9 +100,7 @@ def test_splits_and_fingerprints(prepared):
 
 def test_stream_of_items_equals_that_of_the_drained_set(prepared):
     source = tfds_source("jaxdiff_local_images", data_dir=prepared, x_key="fixed")
-    np.testing.assert_array_equal(
-        sorted(drain(source).x.sum(axis=(1, 2, 3))), sorted(PIXELS[:8].sum((1, 2, 3)))
-    )
+    np.testing.assert_array_equal(sorted(drain(source).x.sum(axis=(1, 2, 3))), sorted(PIXELS[:8].sum((1, 2, 3))))
     options = {
         "normalizer": image_normalizer(),
         "batch_size": 3,
@@ -178,9 +176,7 @@ def test_a_copy_in_tfrecord_fails_with_the_command(prepared, tmp_path):
     for file in copy.glob("*.array_record-*"):
         name = file.name.replace("array_record", "tfrecord").replace("jaxdiff_local_images", "mnist")
         file.rename(copy / name)
-    with pytest.raises(
-        DataError, match="not as array_record.*data_dir='NEW_DIRECTORY'.*array_record"
-    ) as caught:
+    with pytest.raises(DataError, match="not as array_record.*data_dir='NEW_DIRECTORY'.*array_record") as caught:
         tfds_source("mnist", data_dir=tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -211,7 +207,4 @@ def test_tensorflow_is_kept_from_the_accelerators(prepared, monkeypatch):
 def test_importing_the_package_imports_nothing_heavy():
     heavy = "('grain', 'tensorflow_datasets', 'tensorflow', 'sklearn', 'PIL', 'orbax', 'matplotlib')"
     code = f"import sys, jaxdiff.data; print([m for m in {heavy} if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

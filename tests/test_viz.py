@@ -42,10 +42,7 @@ def test_importing_the_library_imports_no_plotting():
         "import sys, jaxdiff, jaxdiff.viz, jaxdiff.outputs, jaxdiff.metrics; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_figures_leave_no_trace_in_matplotlib():
@@ -111,9 +108,7 @@ def test_reverse_strip_shows_first_and_last_states_and_the_estimates():
     first = np.clip(states[0, 1, ..., 0] / np.sqrt(1 + sigmas[0] ** 2), -1, 1)
     np.testing.assert_allclose(shown[1, 0, 0], (first + 1) / 2, atol=1e-5)
     np.testing.assert_allclose(shown[:, 0, 2], (x0[:2, ..., 0] + 1) / 2, atol=1e-5)
-    np.testing.assert_allclose(
-        shown[:, 1], np.broadcast_to((x0[:2, None, ..., 0] + 1) / 2, (2, 3, 8, 8)), atol=1e-5
-    )
+    np.testing.assert_allclose(shown[:, 1], np.broadcast_to((x0[:2, None, ..., 0] + 1) / 2, (2, 3, 8, 8)), atol=1e-5)
     expected = {"state", "estimate", "step 0\nσ = 20", "step 6\nσ = 0", "Reverse process, 6 steps"}
     assert expected <= texts(figure) and pixels(figure).std() > 10
 
@@ -138,9 +133,7 @@ def test_reverse_gif_has_one_frame_for_each_state_and_loops(tmp_path, channels):
             durations.append(picture.info["duration"])
     assert sum(durations) == pytest.approx(1000 * 7 / 30 + 1000, abs=5)
     frames = viz.reverse_frames(states, sigmas, scale=1, columns=2)
-    np.testing.assert_array_equal(
-        frames[-1], outputs.image_grid(np.rint(127.5 * x0 + 127.5).astype(np.uint8), scale=1)
-    )
+    np.testing.assert_array_equal(frames[-1], outputs.image_grid(np.rint(127.5 * x0 + 127.5).astype(np.uint8), scale=1))
     noise = frames[0][frames[0] < 255]
     assert noise.std() > 60  # noise of sigma 20 is neither flat grey nor black and white only
     assert np.mean((noise > 0) & (noise < 255)) > 0.6
@@ -156,13 +149,9 @@ def test_schedule_curves_draw_each_schedule_in_three_panels():
     betas, alpha_bars, log_snr = figure.axes
     assert [len(axes.lines) for axes in figure.axes] == [3, 3, 3]
     np.testing.assert_allclose(betas.lines[0].get_ydata(), schedules.Linear().betas())
-    np.testing.assert_allclose(
-        alpha_bars.lines[1].get_ydata(), schedules.Cosine(num_steps=50).alphas_cumprod()
-    )
+    np.testing.assert_allclose(alpha_bars.lines[1].get_ydata(), schedules.Cosine(num_steps=50).alphas_cumprod())
     t = np.arange(1, 101) / 100
-    np.testing.assert_allclose(
-        alpha_bars.lines[2].get_ydata(), (1 - t) ** 2 / ((1 - t) ** 2 + t**2), atol=1e-6
-    )
+    np.testing.assert_allclose(alpha_bars.lines[2].get_ydata(), (1 - t) ** 2 / ((1 - t) ** 2 + t**2), atol=1e-6)
     x, y = log_snr.lines[2].get_data()  # the end of the flow, where no signal is left, is not drawn
     np.testing.assert_allclose(y, 2 * np.log((1 - x) / x), atol=1e-3)
     assert len(x) == 99
@@ -317,6 +306,4 @@ def test_images_that_are_no_pictures_are_refused():
         style.displayable(np.ones((1, 2, 2, 1), np.int64))
     with pytest.raises(ValueError, match="2 values that are not finite"):
         style.displayable(np.array([np.nan, np.inf, 0.0]).reshape(1, 3, 1, 1))
-    np.testing.assert_allclose(
-        style.displayable(np.array([-2.0, 0.0, 2.0]).reshape(1, 3, 1, 1)).ravel(), [0, 0.5, 1]
-    )
+    np.testing.assert_allclose(style.displayable(np.array([-2.0, 0.0, 2.0]).reshape(1, 3, 1, 1)).ravel(), [0, 0.5, 1])

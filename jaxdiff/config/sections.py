@@ -45,6 +45,8 @@ class DataConfig:
     """Number of synthetic examples (toy2d, vectors)."""
     length: int = 0
     """Length of synthetic vectors, or samples of audio."""
+    normalize: Literal["auto", "feature", "scalar", "none"] = "auto"
+    """Map of data that are no images to model space: one mean and deviation by feature, one for all, none."""
     mean: float = 0.0
     """Mean of synthetic vectors."""
     std: float = 1.0
@@ -201,7 +203,7 @@ class SampleConfig:
     """Noise of ddim: 0 is deterministic, 1 is DDPM."""
     variance: Literal["lower", "upper"] = "lower"
     """Posterior variance of ddpm."""
-    variance_knob: Literal["const", "exp", "sigmoid"] = "const"
+    variance_knob: Literal["constant", "exponential", "sigmoid"] = "constant"
     """The playground's factor on the noise of ddpm, by step."""
     s_churn: float = 40.0
     """Churn of stochastic_heun."""
