@@ -11,7 +11,7 @@ Nothing of the position has to be stored but the step, and nothing depends on th
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias
 
@@ -225,7 +225,7 @@ class Loader:
         """
         return self._finish(step, self._raw(step))
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+    def iterate(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches ``start_step``, ``start_step + 1``, ... without end, the first one checked.
 
         Close the iterator when done with it (``it.close()``, or leave it to a ``with contextlib.closing``).

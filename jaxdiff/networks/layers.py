@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def check_divisible(size: tuple[int, int], factor: int) -> None:
+def check_divisible(size: tuple[int, ...], factor: int) -> None:
     """Refuse an image whose height or width is no positive multiple of ``factor``.
 
     Args:
