@@ -1,0 +1,596 @@
+"""Every network meets the shared suite (a line in CASES adds one); then the claims of each network."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdiff.networks import (
+    MLP,
+    ContextUnet,
+    DDPMUNet,
+    ToyUNet,
+    VectorTransformer,
+    as_network,
+    check_divisible,
+    count_params,
+    init_params,
+    param_shapes,
+    positional_encoding,
+    sinusoidal_embedding,
+)
+from jaxdiff.networks.attention import LinearAttention, SelfAttention, TokenAttention
+from jaxdiff.networks.layers import (
+    Conv,
+    GroupNorm,
+    LayerNorm,
+    TransposedConv,
+    check_channels,
+    depth_to_space,
+    max_pool,
+    space_to_depth,
+    upsample_nearest,
+)
+
+BATCH = 4
+LABEL = {"label": jnp.array([0, 1, 2, 3], jnp.int32)}
+CONTEXT = {"context": jnp.eye(4, 5)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A small configuration, the shape of one example and the conditioning of a batch."""
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    cond: str = ""
+    dropout: bool = False
+    uses_noise: bool = True
+
+    @property
+    def conditions(self):
+        return {"": None, "label": LABEL, "context": CONTEXT}[self.cond]
+
+
+CASES = {
+    "toy": Case(ToyUNet(), (8, 12, 1), uses_noise=False),
+    "ddpm": Case(
+        DDPMUNet(dim=8, dim_mults=(1, 2), channels=2, num_classes=3, dropout=0.3, heads=2, head_dim=8),
+        (4, 6, 2),
+        cond="label",
+        dropout=True,
+    ),
+    "ddpm_patch": Case(
+        DDPMUNet(dim=8, dim_mults=(2,), patch=2, heads=1, head_dim=8, time_scale=1000.0), (4, 6, 1)
+    ),
+    "context": Case(ContextUnet(n_feat=16, height=8, width=12), (8, 12, 3), cond="context"),
+    "vector": Case(
+        VectorTransformer(hidden=16, layers=2, num_classes=3, position_dim=8),
+        (6,),
+        cond="label",
+        dropout=True,
+    ),
+    "vector_features": Case(
+        VectorTransformer(
+            hidden=16, layers=2, heads=1, position_dim=8, feed_forward="tanh", conditioning="add"
+        ),
+        (6, 3),
+        dropout=True,
+    ),
+    "mlp": Case(MLP(hidden=16, layers=2, num_classes=3), (2,), cond="label"),
+}
+
+
+def perturbed(params):
+    """Parameters without the zeros and ones of initialisation, which would hide what they multiply."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32), params)
+
+
+@functools.cache
+def built(name):
+    """(network, parameters, jitted forward, jitted (loss, output, gradients) under dropout) of a case."""
+    case = CASES[name]
+    network = as_network(case.module)
+    x = jax.ShapeDtypeStruct((BATCH, *case.shape), jnp.float32)
+    params = perturbed(init_params(case.module, jax.random.key(0), x, cond=case.conditions))
+
+    def loss(params, x, noise, cond, key):
+        out = network(params, x, noise, cond, key)
+        return jnp.square(out - 0.5).mean(), out
+
+    return network, params, jax.jit(network), jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def inputs(name):
+    x = jax.random.normal(jax.random.key(1), (BATCH, *CASES[name].shape))
+    return x, jnp.array([1.0, 30.0, 400.0, 999.0]) / getattr(CASES[name].module, "time_scale", 1.0)
+
+
+every = pytest.mark.parametrize("name", CASES)
+
+
+# The shared suite
+
+
+@every
+def test_output_has_the_shape_of_the_input_and_is_float32(name):
+    _, params, forward, _ = built(name)
+    x, noise = inputs(name)
+    out = forward(params, x, noise, CASES[name].conditions)
+    assert out.shape == x.shape and out.dtype == jnp.float32
+    assert bool(jnp.isfinite(out).all()) and float(out.std()) > 1e-3
+
+
+@every
+def test_rows_do_not_see_each_other(name):
+    _, params, forward, _ = built(name)
+    (x, noise), cond = inputs(name), CASES[name].conditions
+    out = forward(params, x, noise, cond)
+    order = jnp.array([2, 0, 3, 1])
+    permuted = forward(params, x[order], noise[order], jax.tree.map(lambda c: c[order], cond))
+    np.testing.assert_allclose(permuted, out[order], atol=1e-5)
+    other = forward(params, x.at[1].add(3.0), noise.at[1].set(7.0), cond)
+    np.testing.assert_allclose(other[jnp.array([0, 2, 3])], out[jnp.array([0, 2, 3])], atol=1e-5)
+    assert float(jnp.abs(other[1] - out[1]).max()) > 1e-2
+
+
+@every
+def test_noise_level_matters_and_any_real_value_is_finite(name):
+    _, params, forward, _ = built(name)
+    (x, noise), cond = inputs(name), CASES[name].conditions
+    moved = jnp.abs(forward(params, x, noise * 0.5, cond) - forward(params, x, noise, cond)).max()
+    assert (float(moved) > 1e-3) is CASES[name].uses_noise
+    odd = jnp.array([-1.5, 0.0, 1.1, 1e4])
+    assert bool(jnp.isfinite(forward(params, x, odd, cond)).all())
+
+
+@every
+def test_every_parameter_learns_and_dropout_follows_the_key(name):
+    _, params, forward, gradients = built(name)
+    (x, noise), cond = inputs(name), CASES[name].conditions
+    (_, out), grads = gradients(params, x, noise, cond, jax.random.key(3))
+    for path, grad in jax.tree_util.tree_flatten_with_path(grads)[0]:
+        assert bool(jnp.isfinite(grad).all()), path
+        assert CASES[name].module is None or float(jnp.abs(grad).max()) > 0, path
+    again = gradients(params, x, noise, cond, jax.random.key(3))[0][1]
+    other = gradients(params, x, noise, cond, jax.random.key(4))[0][1]
+    plain = forward(params, x, noise, cond)
+    assert bool((again == out).all())
+    assert bool((forward(params, x, noise, cond) == plain).all())
+    assert (float(jnp.abs(other - out).max()) > 1e-3) is CASES[name].dropout
+    assert (float(jnp.abs(plain - out).max()) > 1e-3) is CASES[name].dropout
+
+
+@every
+def test_bfloat16_compute_stays_close_to_float32(name):
+    _, params, forward, _ = built(name)
+    (x, noise), cond = inputs(name), CASES[name].conditions
+    low = as_network(CASES[name].module.clone(dtype=jnp.bfloat16))
+    out, rounded = forward(params, x, noise, cond), jax.jit(low)(params, x, noise, cond)
+    assert rounded.dtype == jnp.float32
+    error = float(jnp.sqrt(jnp.square(rounded - out).mean()) / out.std())
+    assert 0 < error < 3e-2
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr and of the jaxprs inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "jaxpr") or hasattr(v, "eqns")):
+            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                yield from equations(getattr(inner, "jaxpr", inner))
+
+
+@every
+def test_no_slow_convolutions_forward_or_backward(name):
+    _, params, _, gradients = built(name)
+    jaxpr = jax.make_jaxpr(gradients)(params, *inputs(name), CASES[name].conditions, jax.random.key(0))
+    convolutions = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "conv_general_dilated"]
+    assert bool(convolutions) is (len(CASES[name].shape) == 3)
+    for eqn in convolutions:
+        assert set(eqn.params["lhs_dilation"]) == {1} and set(eqn.params["rhs_dilation"]) == {1}
+        assert eqn.params["feature_group_count"] == 1 and eqn.params["batch_group_count"] == 1
+    assert not [e for e in equations(jaxpr.jaxpr) if "reduce_window" in e.primitive.name]
+
+
+@every
+def test_init_is_the_same_inside_jit_and_shapes_need_no_draw(name):
+    case = CASES[name]
+    x = jax.ShapeDtypeStruct((BATCH, *case.shape), jnp.float32)
+    init = functools.partial(init_params, case.module, x=x, cond=case.conditions)
+    params = init(jax.random.key(5))
+    shapes = jax.tree.map(lambda s: (s.shape, s.dtype), param_shapes(case.module, x.shape, case.conditions))
+    assert jax.tree.map(lambda p: (p.shape, p.dtype), params) == shapes
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+    inside = jax.jit(init)(jax.random.key(5)) if name in ("context", "mlp") else init(jax.random.key(5))
+    other = init(jax.random.key(6))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, inside))
+    random_leaves = jax.tree.map(lambda p: len(np.unique(p)) > 1, params)
+    differs = jax.tree.map(lambda a, b: bool((a != b).any()), params, other)
+    assert random_leaves == differs and any(jax.tree.leaves(differs))
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.cond])
+def test_conditioning_matters_and_its_absence_is_the_null_value(name):
+    _, params, forward, _ = built(name)
+    (x, noise), cond = inputs(name), CASES[name].conditions
+    swapped = jax.tree.map(lambda c: c[jnp.array([1, 0, 2, 3])], cond)
+    out, other = forward(params, x, noise, cond), forward(params, x, noise, swapped)
+    moved = jnp.abs(out - other).reshape(BATCH, -1).max(-1)
+    assert float(moved[:2].min()) > 1e-3 and float(moved[2:].max()) < 1e-5
+    null = (
+        {"label": jnp.full((BATCH,), 3, jnp.int32)} if "label" in cond else {"context": jnp.zeros((BATCH, 5))}
+    )
+    absent = forward(params, x, noise)
+    np.testing.assert_allclose(absent, forward(params, x, noise, null), atol=1e-6)
+    assert float(jnp.abs(absent - out)[0].max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["vector", "vector_features"])
+def test_attention_mixes_the_positions_of_one_vector(name):
+    _, params, forward, _ = built(name)
+    (x, noise), cond = inputs(name), CASES[name].conditions
+    moved = jnp.abs(forward(params, x.at[0, 5].add(2.0), noise, cond) - forward(params, x, noise, cond))
+    assert float(moved[0, 0].max()) > 1e-4
+    assert float(moved[1:].max()) < 1e-5
+
+
+def test_position_is_told_by_the_encoding():
+    _, params, forward, _ = built("vector")
+    out = forward(params, jnp.ones((BATCH, 6)), jnp.ones(BATCH), LABEL)
+    assert float(out.std(axis=1).min()) > 1e-3
+
+
+# Published sizes
+
+
+def test_parameter_counts():
+    assert count_params(param_shapes(ToyUNet(), (1, 28, 28, 1))) == 203_777
+    assert count_params(param_shapes(DDPMUNet(), (1, 28, 28, 1))) == 2_020_257
+    neutral = DDPMUNet(dropout=0.1, zero_init_head=True, time_scale=1000.0, dtype=jnp.bfloat16)
+    assert count_params(param_shapes(neutral, (1, 32, 28, 1))) == 2_020_257
+
+
+def test_context_unet_count_is_the_published_sum():
+    n, c, h = 64, 5, 16
+
+    def conv(i, o):
+        return 9 * i * o + o
+
+    def pair(i, o):  # conv, norm, conv, norm
+        return conv(i, o) + conv(o, o) + 2 * 2 * o
+
+    def embed(i, o):
+        return i * o + o + o * o + o
+
+    total = pair(3, n) + 2 * pair(n, n) + pair(n, 2 * n) + pair(2 * n, 2 * n)
+    total += embed(1, 2 * n) + embed(1, n) + embed(c, 2 * n) + embed(c, n)
+    total += 4 * n * n * (h // 4) ** 2 + 2 * n + 2 * 2 * n
+    total += 4 * n * n * 4 + n + 2 * pair(n, n) + 2 * n * n * 4 + n + 2 * pair(n, n)
+    total += conv(2 * n, n) + 2 * n + conv(n, 3)
+    assert total == 1_480_771
+    assert count_params(param_shapes(ContextUnet(), (1, h, h, 3))) == total
+
+
+# Initialisation
+
+
+def test_initial_values_follow_the_published_distributions():
+    module = DDPMUNet(num_classes=10)
+    params = init_params(module, jax.random.key(0), jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32))
+    block = params["middle_block1"]
+    for leaf, fan_in in (
+        (block["conv1"]["kernel"], 9 * 112),
+        (params["middle_attention"]["qkv"]["kernel"], 112),
+    ):
+        bound = fan_in**-0.5
+        assert 0.999 * bound < float(jnp.abs(leaf).max()) <= bound
+        assert float(leaf.std()) == pytest.approx(bound / 3**0.5, rel=0.01)
+        assert abs(float(leaf.mean())) < 4 * bound / leaf.size**0.5
+    bias = block["conv1"]["bias"]
+    assert 0.8 / 1008**0.5 < float(jnp.abs(bias).max()) <= 1 / 1008**0.5
+    table = params["noise"]["label_table"]["table"]
+    assert table.shape == (11, 28) and float(table.std()) == pytest.approx(1.0, abs=0.12)
+    assert bool((block["norm1"]["scale"] == 1).all()) and not bool(block["norm1"]["bias"].any())
+    twins = [params[f"middle_block{i}"]["conv1"]["kernel"].ravel() for i in (1, 2)]
+    assert abs(float(jnp.corrcoef(*twins)[0, 1])) < 0.02
+
+
+def test_zero_initialised_parts_start_as_documented():
+    x, noise = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.ones(2)
+    module = DDPMUNet(dim=4, dim_mults=(1,), heads=1, head_dim=4, zero_init_head=True, out_channels=2)
+    out = as_network(module)(init_params(module, jax.random.key(0), x), x, noise)
+    assert out.shape == (2, 4, 4, 2) and not bool(out.any())
+    module = VectorTransformer(hidden=8, layers=1, position_dim=4)
+    network, params = as_network(module), init_params(module, jax.random.key(0), x[:, 0, :, 0])
+    moved = network(params, x[:, 0, :, 0].at[:, 3].add(1.0), noise) - network(params, x[:, 0, :, 0], noise)
+    assert not bool(moved[:, :3].any()) and bool(moved[:, 3].any())
+
+
+def test_a_module_of_foreign_layers_is_initialised_by_its_own_init():
+    class Foreign(nn.Module):
+        @nn.compact
+        def __call__(self, x, noise_cond, cond=None, *, train=False):
+            return nn.Dense(2, kernel_init=nn.initializers.constant(0.5))(x)
+
+    params = init_params(Foreign(), jax.random.key(0), jax.ShapeDtypeStruct((3, 2), jnp.float32))
+    out = as_network(Foreign())(params, jnp.ones((3, 2)), jnp.ones(3))
+    np.testing.assert_allclose(out, jnp.ones((3, 2)))
+
+
+# Layers against independent forms
+
+
+def draw(module, *args):
+    variables = module.init(jax.random.key(0), *args)
+    return perturbed(variables["params"])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_equals_the_textbook_formula(groups):
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (2, 3, 5, 6))
+    params = draw(GroupNorm(groups), x)
+    scale, shift = jax.random.normal(jax.random.key(1), (2, 2, 6))
+    values = np.asarray(x, np.float64).reshape(2, 15, groups, 6 // groups)
+    mean, var = values.mean((1, 3), keepdims=True), values.var((1, 3), keepdims=True)
+    expected = ((values - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    expected = expected * np.asarray(params["scale"]) + np.asarray(params["bias"])
+    np.testing.assert_allclose(GroupNorm(groups).apply({"params": params}, x), expected, atol=2e-5)
+    expected = expected * (1 + np.asarray(scale)[:, None, None]) + np.asarray(shift)[:, None, None]
+    out = GroupNorm(groups).apply({"params": params}, x, scale, shift)
+    np.testing.assert_allclose(out, expected, atol=5e-5)
+
+
+def test_layer_norm_and_convolution_equal_those_of_linen():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
+    for own, stock in ((LayerNorm(), nn.LayerNorm(epsilon=1e-5)), (Conv(4), nn.Conv(4, (3, 3)))):
+        variables = {"params": draw(own, x)}
+        np.testing.assert_allclose(own.apply(variables, x), stock.apply(variables, x), atol=1e-5)
+
+
+def test_standardized_convolution_ignores_scale_and_offset_of_its_kernel():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 3))
+    layer = Conv(2, standardized=True)
+    params = draw(layer, x)
+    moved = {"kernel": 5.0 * params["kernel"] + 2.0, "bias": params["bias"]}
+    out, other = (layer.apply({"params": p}, x) for p in (params, moved))
+    np.testing.assert_allclose(out, other, atol=1e-2)
+    plain = Conv(2)
+    kernel = np.asarray(params["kernel"])
+    kernel = (kernel - kernel.mean((0, 1, 2))) / np.sqrt(kernel.var((0, 1, 2)) + 1e-5)
+    expected = plain.apply({"params": {"kernel": jnp.asarray(kernel), "bias": params["bias"]}}, x)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [(2, 2), (4, 3)])
+def test_transposed_convolution_is_exactly_the_published_layer(kernel):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 2, 5))
+    layer = TransposedConv(4, kernel)
+    params = draw(layer, x)
+    hwio = jnp.transpose(params["kernel"], (1, 2, 0, 3))
+    # conv_transpose places the kernel as a correlation; flipping it gives the scatter form of the layer.
+    expected = jax.lax.conv_transpose(x, hwio, kernel, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    flipped = jax.lax.conv_transpose(
+        x, hwio[::-1, ::-1], kernel, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    out = layer.apply({"params": params}, x) - params["bias"].reshape(1, 1, 1, -1)
+    np.testing.assert_allclose(out, flipped, atol=1e-5)
+    assert float(jnp.abs(out - expected).max()) > 1e-2
+
+
+def test_resampling_is_lossless_or_exact():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+    np.testing.assert_array_equal(depth_to_space(space_to_depth(x, 2), 2), x)
+    np.testing.assert_array_equal(space_to_depth(x, 2)[:, 0, 0], x[:, :2, :2].reshape(2, 12))
+    np.testing.assert_array_equal(max_pool(x), nn.max_pool(x, (2, 2), (2, 2)))
+    np.testing.assert_array_equal(upsample_nearest(x), x.repeat(2, 1).repeat(2, 2))
+
+
+def naive_heads(x, params, heads):
+    """q, k, v as (batch, heads, tokens, d) in float64."""
+    qkv = np.asarray(x, np.float64).reshape(x.shape[0], -1, x.shape[-1]) @ np.asarray(params["kernel"])
+    qkv = (qkv + np.asarray(params.get("bias", 0.0))).reshape(x.shape[0], qkv.shape[1], 3, heads, -1)
+    return qkv.transpose(2, 0, 3, 1, 4)
+
+
+def softmax(a, axis):
+    e = np.exp(a - a.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", [SelfAttention, TokenAttention])
+def test_softmax_attention_equals_the_naive_formula(kind):
+    image = jax.random.normal(jax.random.key(0), (2, 3, 2, 8))
+    x = image if kind is SelfAttention else image.reshape(2, 6, 8)
+    layer = SelfAttention(2, 4) if kind is SelfAttention else TokenAttention(2)
+    params = draw(layer, x)
+    q, k, v = naive_heads(x, params["qkv"], 2)
+    mixed = softmax(q @ k.swapaxes(-1, -2) / 2.0, -1) @ v
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(2, 6, 8)
+    expected = (mixed @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])).reshape(
+        x.shape
+    )
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_linear_attention_equals_the_naive_formula():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 2, 8))
+    layer = LinearAttention(2, 4)
+    params = draw(layer, x)
+    q, k, v = naive_heads(x, params["qkv"], 2)
+    mixed = softmax(q, -1) / 2.0 @ (softmax(k, -2).swapaxes(-1, -2) @ v)
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(2, 6, 8)
+    linear = mixed @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])
+    centred = linear - linear.mean((1, 2), keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean((1, 2), keepdims=True) + 1e-5)
+    expected = normed * np.asarray(params["norm"]["scale"]) + np.asarray(params["norm"]["bias"])
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected.reshape(x.shape), atol=1e-4)
+
+
+# Embeddings
+
+
+def test_embeddings_follow_the_formula():
+    steps = np.array([-1.5, 0.0, 1.0, 999.0])
+    frequencies = np.array([1.0, 10_000 ** (-1 / 2), 1e-4])
+    expected = np.concatenate([np.sin(steps[:, None] * frequencies), np.cos(steps[:, None] * frequencies)], 1)
+    np.testing.assert_allclose(sinusoidal_embedding(jnp.asarray(steps, jnp.float32), 6), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        positional_encoding(5, 6), sinusoidal_embedding(jnp.arange(5, dtype=jnp.float32), 6), atol=1e-6
+    )
+    for bad in (5, 0):
+        with pytest.raises(ValueError, match=f"even number of dimensions.*got {bad}"):
+            sinusoidal_embedding(jnp.zeros(1), bad)
+
+
+@pytest.mark.parametrize(
+    "values, scale", [(np.arange(1.0, 1001.0), 1.0), (np.linspace(-1.5, 1.1, 1000), 1000.0)]
+)
+def test_thousand_noise_levels_stay_distinct_under_bfloat16(values, scale):
+    module = DDPMUNet(dim=4, dim_mults=(1,), heads=1, head_dim=4, time_scale=scale, dtype=jnp.bfloat16)
+    x, noise = jnp.zeros((1000, 2, 2, 1)), jnp.asarray(values, jnp.float32)
+    params = init_params(module, jax.random.key(0), x)
+    _, state = module.apply(
+        {"params": params},
+        x,
+        noise,
+        capture_intermediates=lambda m, _: m.name == "noise",
+        mutable=["intermediates"],
+    )
+    embedding = state["intermediates"]["noise"]["__call__"][0]
+    assert embedding.dtype == jnp.float32
+    assert len(np.unique(np.asarray(embedding), axis=0)) == 1000
+    # What a rounded time would do, so that the claim above can fail:
+    rounded = noise.astype(jnp.bfloat16).astype(jnp.float32)
+    assert len(np.unique(rounded)) < 700
+
+
+# Claims of single networks
+
+
+def test_context_multiplies_and_time_adds_at_every_decoder_level():
+    _, params, forward, _ = built("context")
+    x, noise = inputs("context")
+    for level, feeding in (("1", "up0"), ("2", "up1_pair2")):
+        moved = {**params, feeding: jax.tree.map(lambda p: 1.5 * p + 0.1, params[feeding])}
+        zero = {f"context{level}_out": jax.tree.map(jnp.zeros_like, params[f"context{level}_out"])}
+        change = forward(params, x, noise, CONTEXT) - forward(moved, x, noise, CONTEXT)
+        assert float(jnp.abs(change).max()) > 1e-2
+        # A context factor of zero cuts off everything below this level; what is added survives.
+        cut = forward({**params, **zero}, x, noise, CONTEXT)
+        np.testing.assert_allclose(cut, forward({**moved, **zero}, x, noise, CONTEXT), atol=1e-6)
+        added = {f"time{level}_out": jax.tree.map(lambda p: p + 0.5, params[f"time{level}_out"])}
+        assert float(jnp.abs(forward({**params, **zero, **added}, x, noise, CONTEXT) - cut).max()) > 1e-3
+
+
+def test_soft_contexts_work_and_a_wrong_length_is_refused():
+    network, params, forward, _ = built("context")
+    x, noise = inputs("context")
+    soft = forward(params, x, noise, {"context": jnp.full((BATCH, 5), 0.5)})
+    assert bool(jnp.isfinite(soft).all())
+    with pytest.raises(ValueError, match=r"must have shape \(4, 5\), got \(4, 6\)"):
+        network(params, x, noise, {"context": jnp.zeros((BATCH, 6))})
+
+
+def test_context_unet_without_context():
+    module = ContextUnet(channels=1, n_feat=8, n_cfeat=0, height=4)
+    shapes = param_shapes(module, (1, 4, 4, 1))
+    assert not [name for name in shapes if name.startswith("context")]
+
+
+def test_toy_unet_works_in_unit_range_inside_and_model_range_outside():
+    _, params, forward, _ = built("toy")
+    x, noise = inputs("toy")
+    inner = as_network(ToyUNet(unit_range=False))
+    np.testing.assert_allclose(
+        forward(params, 2 * x - 1, noise), 2 * inner(params, x, noise) - 1, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_label_problems_are_loud():
+    network, params, forward, _ = built("mlp")
+    x, noise = inputs("mlp")
+    out = forward(params, x, noise, {"label": jnp.array([0, 3, 4, 1], jnp.int32)})
+    assert np.isnan(np.asarray(out)).any(1).tolist() == [False, False, True, False]
+    with pytest.raises(ValueError, match=r"one integer per row, shape \(4,\); got float32"):
+        network(params, x, noise, {"label": jnp.zeros(4)})
+
+
+def test_networks_without_classes_ignore_labels():
+    _, params, forward, _ = built("ddpm_patch")
+    x, noise = inputs("ddpm_patch")
+    np.testing.assert_array_equal(forward(params, x, noise), forward(params, x, noise, LABEL))
+
+
+def test_refused_sizes_name_the_nearest_valid_ones():
+    with pytest.raises(
+        ValueError, match="multiples of 4, got 30x28; nearest valid: height 28 or 32, width 28"
+    ):
+        check_divisible((30, 28), 4)
+    with pytest.raises(ValueError, match="got 2x9; nearest valid: height 4, width 8 or 12"):
+        param_shapes(ToyUNet(), (1, 2, 9, 1))
+    with pytest.raises(ValueError, match="multiples of 8, got 28x28; nearest valid: height 24 or 32"):
+        param_shapes(DDPMUNet(patch=2), (1, 28, 28, 1))
+    with pytest.raises(
+        ValueError, match="built for 16x16 images, got 16x20; build it with height=16, width=20"
+    ):
+        param_shapes(ContextUnet(), (1, 16, 20, 3))
+
+
+def test_refused_channels_and_ranks_name_the_fix():
+    for module, shape in (
+        (ToyUNet(), (1, 8, 8, 3)),
+        (DDPMUNet(), (1, 8, 8, 3)),
+        (ContextUnet(), (1, 16, 16, 1)),
+    ):
+        with pytest.raises(ValueError, match=f"{type(module).__name__} was built for.*channels={shape[-1]}$"):
+            param_shapes(module, shape)
+    with pytest.raises(ValueError, match=r"takes images .* got shape \(2, 8, 8\)"):
+        check_channels("ToyUNet", (2, 8, 8), 1)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: DDPMUNet(dim=30), "multiple of groups=4, got dim=30"),
+        (lambda: DDPMUNet(dim_mults=()), "at least one positive multiple"),
+        (lambda: DDPMUNet(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (lambda: DDPMUNet(patch=0), "patch must be at least 1"),
+        (lambda: ContextUnet(n_feat=12), "multiple of 8, got 12"),
+        (lambda: ContextUnet(n_cfeat=-1), "n_cfeat must be 0"),
+        (lambda: ContextUnet(height=18), "multiples of 4, got 18x18"),
+        (lambda: VectorTransformer(hidden=30, heads=4), "divisible by heads=4, got 30"),
+        (lambda: VectorTransformer(dropout=-0.1), "dropout must be"),
+        (lambda: MLP(hidden=7), "hidden must be even"),
+        (lambda: MLP(dropout=2.0), "dropout must be"),
+    ],
+)
+def test_fields_out_of_range_are_refused_at_construction(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_ddpm_unet_fits_a_fixed_batch():
+    network, _, _, _ = built("ddpm_patch")
+    x, noise = inputs("ddpm_patch")
+    params = init_params(CASES["ddpm_patch"].module, jax.random.key(0), x)
+    target = jnp.sin(3.0 * x)
+    tx = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, state):
+        loss, grads = jax.value_and_grad(lambda p: jnp.square(network(p, x, noise) - target).mean())(params)
+        updates, state = tx.update(grads, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = tx.init(params), []
+    for _ in range(80):
+        params, state, loss = step(params, state)
+        losses.append(float(loss))
+    assert losses[-1] < 0.1 * losses[0]
