@@ -4,7 +4,7 @@ All denoisers, guidance and samplers live in the variance-exploding frame ``x = 
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "expand_to",
+    "require",
 ]
 
 Params: TypeAlias = Any
@@ -40,7 +41,7 @@ class Mean(NamedTuple):
     """A metric as a running mean: ``total / count``; both scalars or both of shape (bins,)."""
 
     total: Array
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride] (hides tuple.count, never used)
 
 
 Metrics: TypeAlias = Mapping[str, Array | Mean]
@@ -58,6 +59,7 @@ class Coefficients(NamedTuple):
     noise: Array
 
 
+@runtime_checkable
 class Network(Protocol):
     """Raw network ``F``: a pure function; ``key=None`` means evaluation (no dropout)."""
 
@@ -73,6 +75,7 @@ class Network(Protocol):
         ...
 
 
+@runtime_checkable
 class Parameterization(Protocol):
     """What the network predicts, as coefficients of the noise level ``sigma``."""
 
@@ -81,6 +84,7 @@ class Parameterization(Protocol):
         ...
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """Estimates ``E[x0 | x]`` where ``x = x0 + sigma * eps``."""
 
@@ -94,6 +98,7 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Brings ``x`` from noise level ``sigmas[0]`` to ``sigmas[-1]``."""
 
@@ -110,6 +115,7 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A Gaussian path ``x_t = alpha(t) x0 + sigma(t) eps``, t in [0, 1] with 0 the data."""
 
@@ -129,7 +135,12 @@ class Schedule(Protocol):
         """Inverse of ``noise_level``."""
         ...
 
+    def alpha_at(self, noise_level: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Signal coefficient where ``sigma / alpha`` equals ``noise_level``."""
+        ...
 
+
+@runtime_checkable
 class Loss(Protocol):
     """Training objective: a scalar and the metrics to log."""
 
@@ -154,3 +165,9 @@ def expand_to(value: jax.Array | float, x: jax.Array) -> jax.Array:
     if value.ndim == 0:
         return value
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless ``ok``; the message names the value received and the fix."""
+    if not ok:
+        raise ValueError(message)

@@ -1,0 +1,51 @@
+"""Typed configuration of a run: data only, validated when made, to and from JSON.
+
+A recipe is one ``Config``; ``build.py`` turns it into objects. Every field can be overridden on the command
+line (``--train.steps 500``), and the resolved configuration travels inside every checkpoint.
+"""
+
+from jaxdiff.config.files import differences, from_dict, from_json, to_dict, to_json
+from jaxdiff.config.networks import (
+    ContextUnetConfig,
+    DDPMUNetConfig,
+    MLPConfig,
+    NetworkConfig,
+    ToyUNetConfig,
+    VectorTransformerConfig,
+)
+from jaxdiff.config.sections import (
+    Config,
+    DataConfig,
+    LossConfig,
+    NoiseLevelConfig,
+    OptimConfig,
+    ParameterizationConfig,
+    RuntimeConfig,
+    SampleConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "Config",
+    "ContextUnetConfig",
+    "DDPMUNetConfig",
+    "DataConfig",
+    "LossConfig",
+    "MLPConfig",
+    "NetworkConfig",
+    "NoiseLevelConfig",
+    "OptimConfig",
+    "ParameterizationConfig",
+    "RuntimeConfig",
+    "SampleConfig",
+    "ScheduleConfig",
+    "ToyUNetConfig",
+    "TrainConfig",
+    "VectorTransformerConfig",
+    "differences",
+    "from_dict",
+    "from_json",
+    "to_dict",
+    "to_json",
+]

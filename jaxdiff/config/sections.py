@@ -1,0 +1,259 @@
+"""The sections of a run's configuration and the run itself."""
+
+import dataclasses
+from typing import Literal
+
+from jaxdiff.config.networks import DDPMUNetConfig, NetworkConfig
+from jaxdiff.typing import require
+
+DataKind = Literal["digits", "npz", "folder", "zip", "csv", "audio", "tfds", "toy2d", "vectors"]
+SamplerName = Literal["ddpm", "ddim", "euler", "heun", "stochastic_heun", "dpmpp_2m", "playground"]
+GridName = Literal["karras", "exponential", "polyexponential", "vp", "uniform_time", "flow", "playground"]
+
+
+def _positive(section: str, **values: float) -> None:
+    for name, value in values.items():
+        require(value > 0, f"{section}.{name} is {value}: use a positive number")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the examples come from."""
+
+    kind: DataKind = "digits"
+    """Source: bundled digits, npz/npy file, image folder, zip of images, CSV, WAV audio, TFDS, synthetic."""
+    path: str = ""
+    """File or folder (npz, folder, zip, csv, audio) or TFDS data_dir."""
+    name: str = ""
+    """TFDS dataset name, or the density of toy2d (gaussians8, checkerboard, ...)."""
+    split: str = "train"
+    """Split of digits, npz and TFDS."""
+    size: tuple[int, int] | None = None
+    """Height and width that images are resized and centre-cropped to; None keeps them."""
+    channels: Literal[1, 3] | None = None
+    """Convert images to grey (1) or RGB (3); None decides by the first image."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour that transparent images are composited on."""
+    label: str = ""
+    """Column of metadata.csv or of the CSV that holds the class; empty: sub-folders, or `label`."""
+    condition: Literal["none", "label", "context"] = "none"
+    """What the network is told: nothing, the class label, or a one-hot context vector."""
+    flip: bool = False
+    """Random horizontal flips. Leave off for text and digits."""
+    num: int = 0
+    """Number of synthetic examples (toy2d, vectors)."""
+    length: int = 0
+    """Length of synthetic vectors, or samples of audio."""
+    mean: float = 0.0
+    """Mean of synthetic vectors."""
+    std: float = 1.0
+    """Standard deviation of synthetic vectors."""
+
+    def __post_init__(self) -> None:
+        needs_path = ("npz", "folder", "zip", "csv", "audio")
+        require(
+            self.kind not in needs_path or bool(self.path),
+            f"data.kind {self.kind!r} needs a file or folder: give --data.path PATH",
+        )
+        require(
+            self.kind not in ("tfds", "toy2d") or bool(self.name),
+            f"data.kind {self.kind!r} needs --data.name",
+        )
+        require(
+            self.kind not in ("toy2d", "vectors") or self.num >= 1,
+            f"data.num is {self.num}: synthetic data needs at least 1 example",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Noise schedule; fields left at None take the default of the schedule named by ``kind``."""
+
+    kind: Literal[
+        "linear",
+        "scaled_linear",
+        "quadratic",
+        "cosine",
+        "beta_sigmoid",
+        "alpha_bar_sigmoid",
+        "laplace",
+        "vp",
+        "sub_vp",
+        "ve",
+        "edm",
+        "rectified_flow",
+    ] = "linear"
+    num_steps: int | None = None
+    beta_start: float | None = None
+    beta_end: float | None = None
+    min_beta: float | None = None
+    max_beta: float | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float | None = None
+    zero_terminal_snr: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParameterizationConfig:
+    """What the network predicts."""
+
+    kind: Literal["eps", "x0", "v", "flow", "score", "edm", "vp", "ve"] = "edm"
+    sigma_data: float | Literal["auto"] = "auto"
+    """Standard deviation of the data in model space; 'auto' measures it when training starts."""
+
+    def __post_init__(self) -> None:
+        if self.sigma_data != "auto":
+            _positive("parameterization", sigma_data=self.sigma_data)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseLevelConfig:
+    """Distribution of the training noise level."""
+
+    kind: Literal["uniform_time", "log_normal", "log_uniform", "logit_normal"] = "log_normal"
+    mean: float | None = None
+    std: float | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    low_discrepancy: bool = False
+    """Spread the draws of a batch evenly over the distribution."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weighting of the squared error, and conditioning dropout for guidance."""
+
+    weighting: Literal["simple", "uniform", "edm", "snr", "min_snr", "soft_min_snr", "p2"] = "simple"
+    gamma: float | None = None
+    """Cap of min-SNR (5) or exponent of P2 (1)."""
+    noise: Literal["normal", "uniform"] = "normal"
+    cond_dropout: float = 0.0
+    """Probability of hiding all conditioning of an example."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.cond_dropout < 1,
+            f"loss.cond_dropout is {self.cond_dropout}: use a probability in [0, 1), such as 0.1",
+        )
+        require(
+            self.gamma is None or self.weighting in ("min_snr", "p2"),
+            f"loss.gamma does not apply to weighting {self.weighting!r}: it belongs to min_snr and p2",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizer: Adam, or AdamW when weight_decay is positive."""
+
+    lr: float = 1e-3
+    warmup: int = 100
+    """Updates over which the learning rate rises linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    """Largest global gradient norm; None never clips."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged for one update."""
+    ema: float = 0.999
+    """Decay of the averaged weights after a warm-up min(ema, (1 + n) / (10 + n))."""
+
+    def __post_init__(self) -> None:
+        _positive("optim", lr=self.lr, accumulate=self.accumulate)
+        require(0 <= self.ema < 1, f"optim.ema is {self.ema}: use a decay in [0, 1)")
+        require(self.warmup >= 0, f"optim.warmup is {self.warmup}: use 0 or more updates")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop: how long, how much, and what it leaves behind."""
+
+    steps: int = 1000
+    """Batches to train on."""
+    batch_size: int = 128
+    log_every: int = 50
+    save_every: int = 500
+    sample_every: int = 0
+    """Steps between sample grids from the averaged weights; 0 draws none."""
+    keep_last: int = 2
+    keep_every: int | None = None
+    """Keep every checkpoint whose step is a multiple of this, for ever."""
+    keep_best: bool = False
+    """Also keep the checkpoint with the lowest logged loss."""
+    max_skipped: int = 20
+    """Consecutive non-finite steps after which the run stops."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "train",
+            steps=self.steps,
+            batch_size=self.batch_size,
+            log_every=self.log_every,
+            save_every=self.save_every,
+            keep_last=self.keep_last,
+            max_skipped=self.max_skipped,
+        )
+        require(self.sample_every >= 0, f"train.sample_every is {self.sample_every}: use 0 (never) or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How samples are drawn unless the command line says otherwise."""
+
+    sampler: SamplerName = "dpmpp_2m"
+    steps: int = 20
+    grid: GridName = "karras"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    guidance: float = 1.0
+    """0 is unconditional, 1 conditional, larger values push towards the condition."""
+    clip: bool = False
+    """Clip each estimate of an image to [-1, 1]."""
+    num: int = 100
+    """Samples drawn by sample.py."""
+    batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        _positive("sample", steps=self.steps, num=self.num, batch_size=self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How it is computed; changes no result beyond rounding."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type inside the network; parameters stay float32."""
+    matmul_precision: Literal["default", "high", "highest"] = "highest"
+    """Precision of float32 products on GPU (TF32) and TPU (bfloat16)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    name: str
+    """Recipe; the run directory is runs/NAME unless --run-dir says otherwise."""
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = DDPMUNetConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    parameterization: ParameterizationConfig = ParameterizationConfig()
+    noise_levels: NoiseLevelConfig = NoiseLevelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.schedule.zero_terminal_snr and self.parameterization.kind in ("eps", "score")),
+            f"schedule.zero_terminal_snr with parameterization {self.parameterization.kind!r}: at its last "
+            "step x0 cannot be recovered; use --parameterization.kind v or x0",
+        )
+        require(
+            self.loss.cond_dropout == 0 or self.data.condition != "none",
+            f"loss.cond_dropout is {self.loss.cond_dropout} but data.condition is 'none': nothing to drop",
+        )

@@ -1,0 +1,95 @@
+"""From a network to a denoiser ``D(x, sigma, cond) ~ E[x0 | x]``, and wrappers that bound its output."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdiff.typing import Cond, Denoiser, Network, Parameterization, Params, expand_to, require
+
+__all__ = ["clip", "dynamic_threshold", "make_denoiser", "precondition"]
+
+
+def precondition(
+    network: Network,
+    params: Params,
+    parameterization: Parameterization,
+    x: Float[Array, "batch ..."],
+    sigma: Float[Array, " batch"],
+    cond: Cond = None,
+    key: Array | None = None,
+) -> Float[Array, "batch ..."]:
+    """``D(x; sigma) = skip x + out F(inp x; noise)``, the one place where a network is preconditioned.
+
+    Args:
+        network: raw network F.
+        params: its parameters.
+        parameterization: gives the coefficients of ``sigma``.
+        x: data plus noise of level ``sigma``, shape (batch, ...).
+        sigma: positive noise levels, shape (batch,).
+        cond: conditioning inputs.
+        key: dropout key; None means evaluation.
+
+    Returns:
+        The estimate of x0, in the type of ``x``.
+    """
+    c = parameterization(sigma)
+    raw = network(params, expand_to(c.inp, x) * x, c.noise, cond, key)
+    return expand_to(c.skip, x) * x + expand_to(c.out, x) * raw.astype(x.dtype)
+
+
+def make_denoiser(network: Network, params: Params, parameterization: Parameterization) -> Denoiser:
+    """Bind a network to its parameters and parameterization.
+
+    Returns:
+        ``denoiser(x, sigma, cond=None)`` with sigma a scalar or (batch,), usable by every sampler.
+
+    >>> zero_network = lambda params, x, noise_cond, cond=None, key=None: 0 * x
+    >>> from jaxdiff.parameterizations import EDM
+    >>> denoiser = make_denoiser(zero_network, {}, EDM(sigma_data=1.0))
+    >>> float(denoiser(jnp.full((1, 1), 4.0), jnp.float32(1.0))[0, 0])
+    2.0
+    """
+
+    def denoiser(x: Array, sigma: Array, cond: Cond = None) -> Array:
+        levels = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])
+        return precondition(network, params, parameterization, x, levels, cond)
+
+    return denoiser
+
+
+def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Clip the estimate of x0 to the data's range [low, high].
+
+    Raises:
+        ValueError: unless low < high.
+
+    Reference: Ho et al. 2020, section 3.2 (reference sampler), arXiv:2006.11239.
+    """
+    require(low < high, f"clip range [{low}, {high}]: low must be smaller than high")
+
+    def clipped(x: Array, sigma: Array, cond: Cond = None) -> Array:
+        return jnp.clip(denoiser(x, sigma, cond), low, high)
+
+    return clipped
+
+
+def dynamic_threshold(denoiser: Denoiser, quantile: float = 0.995) -> Denoiser:
+    """Clip each estimate to ``[-s, s]`` and divide by s, with s = max(1, quantile of |x0|) of that sample.
+
+    Args:
+        denoiser: estimates images in [-1, 1].
+        quantile: in (0, 1].
+
+    Raises:
+        ValueError: for a quantile outside (0, 1].
+
+    Reference: Saharia et al. 2022, section 2.3, arXiv:2205.11487.
+    """
+    require(0 < quantile <= 1, f"quantile is {quantile}: use a number in (0, 1], such as 0.995")
+
+    def thresholded(x: Array, sigma: Array, cond: Cond = None) -> Array:
+        x0 = denoiser(x, sigma, cond)
+        size = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), quantile, axis=1)
+        bound = expand_to(jnp.maximum(size, 1), x0)
+        return jnp.clip(x0, -bound, bound) / bound
+
+    return thresholded
