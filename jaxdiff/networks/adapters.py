@@ -64,8 +64,8 @@ def init_params(
 
     Each parameter follows the distribution that its layer declares, from one long random vector: compiling
     one random kernel per layer, as ``module.init`` does, takes many seconds on a CPU. A pure function of
-    ``key``; runs under ``jit``. A module with a parameter of a layer from elsewhere is initialised by its
-    own ``init``.
+    ``key``; runs under ``jit``, with the same result up to rounding. A module with a parameter of a layer
+    from elsewhere is initialised by its own ``init``.
 
     Args:
         module: a linen module called as ``module(x, noise_cond, cond, train=...)``.
@@ -110,7 +110,7 @@ def _draw(key: Key[Array, ""], layout: Sequence[tuple[tuple[int, ...], Initializ
         # Without the barrier XLA would copy the random generator into every piece.
         vectors = jax.lax.optimization_barrier(vectors)
     else:
-        # Cut on the host: same values, and no slice to compile for each parameter.
+        # Cut on the host: same pieces, and no slice to compile for each parameter.
         vectors = jax.device_get(vectors)
     used, leaves = dict.fromkeys(total, 0), []
     for shape, init in layout:
@@ -124,14 +124,14 @@ def _draw(key: Key[Array, ""], layout: Sequence[tuple[tuple[int, ...], Initializ
 
 
 def param_shapes(
-    module: nn.Module, shape: tuple[int, ...], cond_shapes: Mapping[str, jax.ShapeDtypeStruct] | None = None
+    module: nn.Module, shape: tuple[int, ...], cond_shapes: Mapping[str, ArrayLike] | None = None
 ) -> Params:
     """Shapes of a module's parameters, without computing anything.
 
     Args:
         module: a linen module called as ``module(x, noise_cond, cond, train=...)``.
         shape: shape of ``x`` with batch axis, such as (1, 28, 28, 1).
-        cond_shapes: conditioning inputs by name, each with batch axis.
+        cond_shapes: conditioning inputs by name, arrays or shapes, each with batch axis.
 
     Returns:
         A tree like that of ``init_params`` with ``jax.ShapeDtypeStruct`` leaves.

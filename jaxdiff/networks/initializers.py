@@ -80,4 +80,4 @@ def declare(module: nn.Module, name: str, init: Initializer, shape: tuple[int, .
     """
     if module.is_initializing():
         module.variable("initializers", name, lambda: init)
-    return module.param(name, init, shape, jnp.float32)
+    return jnp.asarray(module.param(name, init, shape, jnp.float32))

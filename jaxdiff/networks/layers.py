@@ -4,6 +4,7 @@ What the layers avoid is slow on a CPU: transposed and grouped convolutions, 1x1
 convolutions, windowed max pooling, and group normalisation that visits the activations more than twice.
 """
 
+import functools
 from collections.abc import Sequence
 
 import einops
@@ -84,8 +85,14 @@ def upsample_nearest(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array
 
 
 def max_pool(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
-    """Maximum of each ``factor`` x ``factor`` neighbourhood; a plain reduction, whose gradient is fast."""
-    return einops.reduce(x, "b (h p) (w q) c -> b h w c", "max", p=factor, q=factor)
+    """Maximum of each ``factor`` x ``factor`` neighbourhood; ties give the gradient to the first pixel.
+
+    Written with comparisons, as windowed reductions have a slow gradient on a CPU and plain ones a fragile
+    gradient: it divides by the number of entries that equal the maximum, which is 0 when the compiler
+    computes an entry twice with different rounding.
+    """
+    pixels = einops.rearrange(x, "b (h p) (w q) c -> (p q) b h w c", p=factor, q=factor)
+    return functools.reduce(lambda a, b: jnp.where((a >= b) | jnp.isnan(a), a, b), pixels)
 
 
 def _channelwise(vector: Array, ndim: int) -> Array:
