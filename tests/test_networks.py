@@ -18,24 +18,10 @@ from jaxdiff.networks import (
     VectorTransformer,
     as_network,
     check_divisible,
-    count_params,
     init_params,
     param_shapes,
-    positional_encoding,
-    sinusoidal_embedding,
 )
-from jaxdiff.networks.attention import LinearAttention, SelfAttention, TokenAttention
-from jaxdiff.networks.layers import (
-    Conv,
-    GroupNorm,
-    LayerNorm,
-    TransposedConv,
-    check_channels,
-    depth_to_space,
-    max_pool,
-    space_to_depth,
-    upsample_nearest,
-)
+from jaxdiff.networks.layers import check_channels
 
 BATCH = 4
 # Compile time dominates here.
@@ -263,235 +249,6 @@ def test_position_is_told_by_the_encoding():
     assert float(out.std(axis=1).min()) > 1e-3
 
 
-# Published sizes
-
-
-def test_parameter_counts():
-    assert count_params(param_shapes(ToyUNet(), (1, 28, 28, 1))) == 203_777
-    assert count_params(param_shapes(DDPMUNet(), (1, 28, 28, 1))) == 2_020_257
-    neutral = DDPMUNet(dropout=0.1, zero_init_head=True, time_scale=1000.0, dtype=jnp.bfloat16)
-    assert count_params(param_shapes(neutral, (1, 32, 28, 1))) == 2_020_257
-
-
-def test_context_unet_count_is_the_published_sum():
-    n, c, h = 64, 5, 16
-
-    def conv(i, o):
-        return 9 * i * o + o
-
-    def pair(i, o):  # conv, norm, conv, norm
-        return conv(i, o) + conv(o, o) + 2 * 2 * o
-
-    def embed(i, o):
-        return i * o + o + o * o + o
-
-    total = pair(3, n) + 2 * pair(n, n) + pair(n, 2 * n) + pair(2 * n, 2 * n)
-    total += embed(1, 2 * n) + embed(1, n) + embed(c, 2 * n) + embed(c, n)
-    total += 4 * n * n * (h // 4) ** 2 + 2 * n + 2 * 2 * n
-    total += 4 * n * n * 4 + n + 2 * pair(n, n) + 2 * n * n * 4 + n + 2 * pair(n, n)
-    total += conv(2 * n, n) + 2 * n + conv(n, 3)
-    assert total == 1_480_771
-    assert count_params(param_shapes(ContextUnet(), (1, h, h, 3))) == total
-
-
-# Initialisation
-
-
-def test_initial_values_follow_the_published_distributions():
-    module = DDPMUNet(num_classes=10)
-    params = init_params(module, jax.random.key(0), jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32))
-    block = params["middle_block1"]
-    for leaf, fan_in in (
-        (block["conv1"]["kernel"], 9 * 112),
-        (params["middle_attention"]["qkv"]["kernel"], 112),
-    ):
-        bound = fan_in**-0.5
-        assert 0.999 * bound < float(np.abs(leaf).max()) <= bound
-        assert float(leaf.std()) == pytest.approx(bound / 3**0.5, rel=0.01)
-        assert abs(float(leaf.mean())) < 4 * bound / leaf.size**0.5
-    bias = block["conv1"]["bias"]
-    assert 0.8 / 1008**0.5 < float(np.abs(bias).max()) <= 1 / 1008**0.5
-    table = params["noise"]["label_table"]["table"]
-    assert table.shape == (11, 28) and float(table.std()) == pytest.approx(1.0, abs=0.12)
-    assert bool((block["norm1"]["scale"] == 1).all()) and not bool(block["norm1"]["bias"].any())
-    twins = [params[f"middle_block{i}"]["conv1"]["kernel"].ravel() for i in (1, 2)]
-    assert abs(float(jnp.corrcoef(*twins)[0, 1])) < 0.02
-
-
-def test_zero_initialised_parts_start_as_documented():
-    x, noise = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.ones(2)
-    module = DDPMUNet(dim=4, dim_mults=(1,), heads=1, head_dim=4, zero_init_head=True, out_channels=2)
-    out = quick_jit(as_network(module))(init_params(module, jax.random.key(0), x), x, noise)
-    assert out.shape == (2, 4, 4, 2) and not bool(out.any())
-    module = VectorTransformer(hidden=8, layers=1, position_dim=4)
-    network, params = quick_jit(as_network(module)), init_params(module, jax.random.key(0), x[:, 0, :, 0])
-    moved = network(params, x[:, 0, :, 0].at[:, 3].add(1.0), noise) - network(params, x[:, 0, :, 0], noise)
-    assert not bool(moved[:, :3].any()) and bool(moved[:, 3].any())
-
-
-def test_a_module_of_foreign_layers_is_initialised_by_its_own_init():
-    class Foreign(nn.Module):
-        @nn.compact
-        def __call__(self, x, noise_cond, cond=None, *, train=False):
-            return nn.Dense(2, kernel_init=nn.initializers.constant(0.5))(x)
-
-    params = init_params(Foreign(), jax.random.key(0), jax.ShapeDtypeStruct((3, 2), jnp.float32))
-    out = as_network(Foreign())(params, jnp.ones((3, 2)), jnp.ones(3))
-    np.testing.assert_allclose(out, jnp.ones((3, 2)))
-
-
-# Layers against independent forms
-
-
-def draw(module, *args):
-    variables = module.init(jax.random.key(0), *args)
-    return perturbed(variables["params"])
-
-
-@pytest.mark.parametrize("groups", [1, 2, 6])
-def test_group_norm_equals_the_textbook_formula(groups):
-    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (2, 3, 5, 6))
-    params = draw(GroupNorm(groups), x)
-    scale, shift = jax.random.normal(jax.random.key(1), (2, 2, 6))
-    values = np.asarray(x, np.float64).reshape(2, 15, groups, 6 // groups)
-    mean, var = values.mean((1, 3), keepdims=True), values.var((1, 3), keepdims=True)
-    expected = ((values - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
-    expected = expected * np.asarray(params["scale"]) + np.asarray(params["bias"])
-    np.testing.assert_allclose(GroupNorm(groups).apply({"params": params}, x), expected, atol=2e-5)
-    expected = expected * (1 + np.asarray(scale)[:, None, None]) + np.asarray(shift)[:, None, None]
-    out = GroupNorm(groups).apply({"params": params}, x, scale, shift)
-    np.testing.assert_allclose(out, expected, atol=5e-5)
-
-
-def test_layer_norm_and_convolution_equal_those_of_linen():
-    x = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
-    for own, stock in ((LayerNorm(), nn.LayerNorm(epsilon=1e-5)), (Conv(4), nn.Conv(4, (3, 3)))):
-        variables = {"params": draw(own, x)}
-        np.testing.assert_allclose(own.apply(variables, x), stock.apply(variables, x), atol=1e-5)
-
-
-def test_standardized_convolution_ignores_scale_and_offset_of_its_kernel():
-    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 3))
-    layer = Conv(2, standardized=True)
-    params = draw(layer, x)
-    moved = {"kernel": 5.0 * params["kernel"] + 2.0, "bias": params["bias"]}
-    out, other = (layer.apply({"params": p}, x) for p in (params, moved))
-    np.testing.assert_allclose(out, other, atol=1e-2)
-    plain = Conv(2)
-    kernel = np.asarray(params["kernel"])
-    kernel = (kernel - kernel.mean((0, 1, 2))) / np.sqrt(kernel.var((0, 1, 2)) + 1e-5)
-    expected = plain.apply({"params": {"kernel": jnp.asarray(kernel), "bias": params["bias"]}}, x)
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("kernel", [(2, 2), (4, 3)])
-def test_transposed_convolution_is_exactly_the_published_layer(kernel):
-    x = jax.random.normal(jax.random.key(0), (2, 3, 2, 5))
-    layer = TransposedConv(4, kernel)
-    params = draw(layer, x)
-    hwio = jnp.transpose(params["kernel"], (1, 2, 0, 3))
-    # conv_transpose places the kernel as a correlation; flipping it gives the scatter form of the layer.
-    expected = jax.lax.conv_transpose(x, hwio, kernel, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    flipped = jax.lax.conv_transpose(
-        x, hwio[::-1, ::-1], kernel, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    out = layer.apply({"params": params}, x) - params["bias"].reshape(1, 1, 1, -1)
-    np.testing.assert_allclose(out, flipped, atol=1e-5)
-    assert float(np.abs(out - expected).max()) > 1e-2
-
-
-def test_resampling_is_lossless_or_exact():
-    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
-    np.testing.assert_array_equal(depth_to_space(space_to_depth(x, 2), 2), x)
-    np.testing.assert_array_equal(space_to_depth(x, 2)[:, 0, 0], x[:, :2, :2].reshape(2, 12))
-    np.testing.assert_array_equal(max_pool(x), nn.max_pool(x, (2, 2), (2, 2)))
-    assert bool(np.isnan(max_pool(x.at[:, ::2].set(jnp.nan))).all())
-    assert bool(np.isnan(max_pool(x.at[:, 1::2].set(jnp.nan))).all())
-    np.testing.assert_array_equal(upsample_nearest(x), x.repeat(2, 1).repeat(2, 2))
-
-
-def test_max_pool_sends_the_whole_gradient_to_one_pixel_even_in_ties():
-    x = jnp.array([[[[0.0], [2.0]], [[2.0], [1.0]]]])
-    grad = jax.grad(lambda x: 3.0 * max_pool(x).sum())(x)
-    np.testing.assert_array_equal(grad[0, :, :, 0], [[0.0, 3.0], [0.0, 0.0]])
-
-
-def naive_heads(x, params, heads):
-    """q, k, v as (batch, heads, tokens, d) in float64."""
-    qkv = np.asarray(x, np.float64).reshape(x.shape[0], -1, x.shape[-1]) @ np.asarray(params["kernel"])
-    qkv = (qkv + np.asarray(params.get("bias", 0.0))).reshape(x.shape[0], qkv.shape[1], 3, heads, -1)
-    return qkv.transpose(2, 0, 3, 1, 4)
-
-
-def softmax(a, axis):
-    e = np.exp(a - a.max(axis, keepdims=True))
-    return e / e.sum(axis, keepdims=True)
-
-
-@pytest.mark.parametrize("kind", [SelfAttention, TokenAttention])
-def test_softmax_attention_equals_the_naive_formula(kind):
-    image = jax.random.normal(jax.random.key(0), (2, 3, 2, 8))
-    x = image if kind is SelfAttention else image.reshape(2, 6, 8)
-    layer = SelfAttention(2, 4) if kind is SelfAttention else TokenAttention(2)
-    params = draw(layer, x)
-    q, k, v = naive_heads(x, params["qkv"], 2)
-    mixed = softmax(q @ k.swapaxes(-1, -2) / 2.0, -1) @ v
-    mixed = mixed.transpose(0, 2, 1, 3).reshape(2, 6, 8)
-    expected = (mixed @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])).reshape(
-        x.shape
-    )
-    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
-
-
-def test_linear_attention_equals_the_naive_formula():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 2, 8))
-    layer = LinearAttention(2, 4)
-    params = draw(layer, x)
-    q, k, v = naive_heads(x, params["qkv"], 2)
-    mixed = softmax(q, -1) / 2.0 @ (softmax(k, -2).swapaxes(-1, -2) @ v)
-    mixed = mixed.transpose(0, 2, 1, 3).reshape(2, 6, 8)
-    linear = mixed @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])
-    centred = linear - linear.mean((1, 2), keepdims=True)
-    normed = centred / np.sqrt((centred**2).mean((1, 2), keepdims=True) + 1e-5)
-    expected = normed * np.asarray(params["norm"]["scale"]) + np.asarray(params["norm"]["bias"])
-    np.testing.assert_allclose(layer.apply({"params": params}, x), expected.reshape(x.shape), atol=1e-4)
-
-
-# Embeddings
-
-
-def test_embeddings_follow_the_formula():
-    steps = np.array([-1.5, 0.0, 1.0, 999.0])
-    frequencies = np.array([1.0, 10_000 ** (-1 / 2), 1e-4])
-    expected = np.concatenate([np.sin(steps[:, None] * frequencies), np.cos(steps[:, None] * frequencies)], 1)
-    np.testing.assert_allclose(sinusoidal_embedding(jnp.asarray(steps, jnp.float32), 6), expected, atol=1e-4)
-    np.testing.assert_allclose(
-        positional_encoding(5, 6), sinusoidal_embedding(jnp.arange(5, dtype=jnp.float32), 6), atol=1e-6
-    )
-    for bad in (5, 0):
-        with pytest.raises(ValueError, match=f"even number of dimensions.*got {bad}"):
-            sinusoidal_embedding(jnp.zeros(1), bad)
-
-
-@pytest.mark.parametrize(
-    "values, scale", [(np.arange(1.0, 1001.0), 1.0), (np.linspace(-1.5, 1.1, 1000), 1000.0)]
-)
-def test_thousand_noise_levels_stay_distinct_under_bfloat16(values, scale):
-    module = DDPMUNet(dim=4, dim_mults=(1,), heads=1, head_dim=4, time_scale=scale, dtype=jnp.bfloat16)
-    x, noise = jnp.zeros((1000, 2, 2, 1)), jnp.asarray(values, jnp.float32)
-    params = init_params(module, jax.random.key(0), x)
-    apply = functools.partial(
-        module.apply, capture_intermediates=lambda m, _: m.name == "noise", mutable=["intermediates"]
-    )
-    _, state = quick_jit(apply)({"params": params}, x, noise)
-    embedding = state["intermediates"]["noise"]["__call__"][0]
-    assert embedding.dtype == jnp.float32
-    assert len(np.unique(np.asarray(embedding), axis=0)) == 1000
-    # What a rounded time would do, so that the claim above can fail:
-    rounded = noise.astype(jnp.bfloat16).astype(jnp.float32)
-    assert len(np.unique(rounded)) < 800
-
-
 # Claims of single networks
 
 
@@ -528,7 +285,7 @@ def test_context_unet_without_context():
 def test_toy_unet_works_in_unit_range_inside_and_model_range_outside():
     _, params, forward, _ = built("toy")
     x, noise = inputs("toy")
-    inner = as_network(ToyUNet(unit_range=False))
+    inner = quick_jit(as_network(ToyUNet(unit_range=False)))
     np.testing.assert_allclose(
         forward(params, 2 * x - 1, noise), 2 * inner(params, x, noise) - 1, atol=1e-3, rtol=1e-4
     )
@@ -611,7 +368,7 @@ def test_ddpm_unet_fits_a_fixed_batch():
         return optax.apply_updates(params, updates), state, loss
 
     state, losses = tx.init(params), []
-    for _ in range(80):
+    for _ in range(50):
         params, state, loss = step(params, state)
         losses.append(float(loss))
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
