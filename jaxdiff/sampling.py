@@ -168,14 +168,14 @@ def _guided(run: TrainedRun, request: Request) -> bool:
 
 def sample_batches(
     run: TrainedRun, request: Request, indices: Sequence[int], *, trajectory: bool = False
-) -> Iterator[tuple[np.ndarray, Any]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Draw samples by number, compiled once.
 
     Args:
         run: from ``load_run``.
         request: labels and seed.
         indices: numbers of the samples.
-        trajectory: yield (samples, states) with states (n + 1, batch, ...) in place of samples.
+        trajectory: yield the states (n + 1, batch, ...) in place of the samples (batch, ...).
 
     Yields:
         (indices, samples in model space), at most ``sample.batch_size`` at a time.
@@ -196,7 +196,8 @@ def sample_batches(
         keys = jax.device_put(fold(root, jnp.asarray(padded)), place)
         cond = build.labels_to_cond(run.model, _labels_of(request, padded), size)
         drawn = draw(run.params, keys, sigmas, cond, jnp.float32(section.guidance))
-        yield chosen, jax.tree.map(np.asarray, drawn)
+        count = len(chosen)
+        yield chosen, (np.asarray(drawn[1])[:, :count] if trajectory else np.asarray(drawn)[:count])
 
 
 def run_request(run: TrainedRun, request: Request) -> Iterator[str]:
@@ -306,8 +307,8 @@ def _read_parts(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[int, 
 
 def _write_trajectory(run: TrainedRun, request: Request, settings: Mapping[str, Any]) -> Iterator[str]:
     count = min(run.config.sample.num, TRAJECTORY_SAMPLES)
-    states = [states for _, (_, states) in sample_batches(run, request, range(count), trajectory=True)]
-    trajectory, sigmas = np.concatenate(states, axis=1)[:, :count], np.asarray(build.grid(run.config))
+    states = [states for _, states in sample_batches(run, request, range(count), trajectory=True)]
+    trajectory, sigmas = np.concatenate(states, axis=1), np.asarray(build.grid(run.config))
     arrays = {"trajectory": trajectory, "sigmas": sigmas}
     yield f"states: {outputs.write_npz(request.folder / 'trajectory.npz', arrays, settings)}"
     if run.model.spec.kind != "image":
