@@ -155,8 +155,8 @@ def check_same_run(run: Run, saved: dict[str, Any]) -> None:
     )
     require(
         saved["data"]["fingerprint"] == run.meta["data"]["fingerprint"],
-        f"{run.folder} was trained on other data ({saved['data']['origin']}, "
-        f"{saved['data']['examples']} examples; now {run.meta['data']['origin']}, {run.meta['data']['examples']}): use another --run-dir",
+        f"{run.folder} was trained on other data ({saved['data']['origin']}, {saved['data']['examples']} examples), "
+        f"not on {run.meta['data']['origin']} ({run.meta['data']['examples']}): use another --run-dir",
     )
 
 
