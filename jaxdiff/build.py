@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
 from jaxdiff import config as C
 from jaxdiff import (
@@ -57,7 +56,7 @@ class Model(NamedTuple):
         null_cond: null value of every conditioning input.
     """
 
-    module: nn.Module
+    module: Any
     network: Network
     parameterization: Parameterization
     spec: data.DataSpec
@@ -215,7 +214,7 @@ def _weighting(config: C.Config) -> losses.Weighting | None:
             return losses.P2Weighting() if gamma is None else losses.P2Weighting(gamma)
 
 
-def _module(config: C.Config, spec: data.DataSpec) -> nn.Module:
+def _module(config: C.Config, spec: data.DataSpec) -> Any:
     section, dtype = config.network, jnp.dtype(config.runtime.dtype)
     fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "kind"}
     classes = spec.num_classes if config.data.condition == "label" else 0
