@@ -22,7 +22,7 @@ class Oracle(NamedTuple):
 
 
 def mixture(weights, means, stds) -> Oracle:
-    """Mixture of Gaussians with diagonal covariance: weights (k,), means (k, *shape), stds (k,) or as means."""
+    """Mixture of diagonal Gaussians: weights (k,), means (k, *shape), stds (k,) or like means."""
     weights, means, stds = (np.asarray(v, np.float64) for v in (weights, means, stds))
     weights = weights / weights.sum()
     stds = np.broadcast_to(stds.reshape(stds.shape + (1,) * (means.ndim - stds.ndim)), means.shape)
