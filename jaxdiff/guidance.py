@@ -269,7 +269,7 @@ def check_conditioning(
     plain, steered = _both(denoiser, x, sigma, cond, _null_like(x, cond, null_cond))
     difference = float(jnp.sqrt(jnp.mean(jnp.square(steered - plain))))
     if bool(jnp.all(steered == plain)):
-        names = ", ".join(cond or {})
+        names = ", ".join(sorted(cond or {}))
         raise ValueError(
             f"the model ignores its condition ({names}): its two estimates are identical. "
             "Check that the network uses cond and that it is trained (layers that start at zero hide it)."

@@ -136,8 +136,8 @@ def test_autoguidance_is_the_line_through_both_models():
 
 def test_inpainting_keeps_the_known_part_and_draws_the_rest():
     data = gaussian(np.array([1.0, -2.0]), 0.5)
-    keys = jax.random.split(jax.random.key(1), 20_000)
-    known = jnp.broadcast_to(jnp.asarray([[0.25, 99.0]]), (20_000, 2))
+    keys = jax.random.split(jax.random.key(1), 10_000)
+    known = jnp.broadcast_to(jnp.asarray([[0.25, 99.0]]), (10_000, 2))
     fixed = guidance.inpaint(data.denoiser, known, jnp.asarray([True, False]))
     grid = grids.karras(100)
     x = samplers.initial_noise(keys, (2,), grid[0])
@@ -145,7 +145,7 @@ def test_inpainting_keeps_the_known_part_and_draws_the_rest():
         got = run(fixed, x, grid, keys)
         np.testing.assert_array_equal(got[:, 0], known[:, 0])
         assert float(jnp.mean(got[:, 1])) == pytest.approx(-2.0, abs=0.05)
-        assert float(jnp.std(got[:, 1])) == pytest.approx(0.5, rel=0.06)
+        assert float(jnp.std(got[:, 1])) == pytest.approx(0.5, rel=0.08)  # first-order methods, 100 steps
 
 
 def test_a_model_that_ignores_its_condition_is_found():

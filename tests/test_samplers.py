@@ -31,6 +31,11 @@ def shrink(x, sigma, cond=None):
     return x * (0.25 / (0.25 + sigma**2))
 
 
+def bend(x, sigma, cond=None):
+    """No one's exact denoiser: smooth, not linear, and quick to compile."""
+    return jnp.tanh(x / (1 + sigma**2) + 0.3)
+
+
 def equations(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn
@@ -46,10 +51,9 @@ def equations(jaxpr):
 def test_oracles_obey_tweedie_and_their_own_density():
     data = mixture([1, 2], np.arange(12.0).reshape(2, 3, 2) / 6, [0.3, 0.5])
     x, sigma = start(2.0), jnp.float32(0.7)
-    score = jax.vmap(jax.grad(lambda x: data.log_density(x[None], sigma)[0]))(x)
+    score = jax.jit(jax.grad(lambda x: jnp.sum(data.log_density(x, sigma))))(x)
     np.testing.assert_allclose(data.score(x, sigma), score, atol=1e-5)
-    np.testing.assert_allclose(data.denoiser(x, sigma), x + sigma**2 * score, atol=1e-5)
-    np.testing.assert_allclose(data.denoiser(x, jnp.full(4, sigma)), data.denoiser(x, sigma), atol=1e-6)
+    np.testing.assert_allclose(data.denoiser(x, jnp.full(4, sigma)), x + sigma**2 * score, atol=1e-5)
     one = gaussian(np.zeros(SHAPE), 0.5)
     np.testing.assert_allclose(one.denoiser(x, sigma), shrink(x, sigma), atol=1e-6)
     line = mixture([0.25, 0.75], [[-1.0], [2.0]], [0.1, 0.5])
@@ -119,7 +123,7 @@ def test_inversion_brings_samples_back():
 def test_float32_keeps_its_digits_over_a_thousand_steps():
     grid = np.asarray(grids.karras(1000))
     x = np.asarray(start(80.0))
-    for name in ("euler", "heun", "dpmpp_2m"):
+    for name in ("euler", "dpmpp_2m"):
         low = METHODS[name].run(shrink, jnp.asarray(x), grid)
         with jax.enable_x64(True):
             high = METHODS[name].run(shrink, jnp.asarray(x, jnp.float64), grid)
@@ -212,24 +216,24 @@ TWO_ROWS = mixture([0.3, 0.7], [[-1.0, 0.5, 1.0], [1.0, -0.25, 0.0]], [0.2, 0.4]
 
 def test_no_churn_is_heun_and_churn_follows_algorithm_2(x64):
     x, grid = jnp.asarray([[50.0, -20.0]]), np.asarray(grids.karras(6), np.float64)
-    plain = samplers.stochastic_heun(TWO.denoiser, x, grid, s_churn=0.0)
-    np.testing.assert_array_equal(plain, samplers.heun(TWO.denoiser, x, grid))
+    plain = samplers.stochastic_heun(bend, x, grid, s_churn=0.0)
+    np.testing.assert_array_equal(plain, samplers.heun(bend, x, grid))
     options = dict(s_churn=2.0, s_tmin=0.05, s_tmax=50.0, s_noise=1.1)
-    got = samplers.stochastic_heun(TWO.denoiser, x, grid, KEY, **options)
+    got = samplers.stochastic_heun(bend, x, grid, KEY, **options)
     y = x
     for i in range(6):
         t, t_next = grid[i], grid[i + 1]
         gamma = min(2.0 / 6, math.sqrt(2) - 1) if 0.05 <= t <= 50.0 else 0.0
         hat = t + gamma * t
         y = y + math.sqrt(hat**2 - t**2) * 1.1 * samplers.step_noise(KEY, i, x)
-        d = (y - TWO.denoiser(y, hat)) / hat
+        d = (y - bend(y, hat)) / hat
         z = y + (t_next - hat) * d
         if t_next > 0:
-            z = y + (t_next - hat) * (d + (z - TWO.denoiser(z, t_next)) / t_next) / 2
+            z = y + (t_next - hat) * (d + (z - bend(z, t_next)) / t_next) / 2
         y = z
     np.testing.assert_allclose(got, y, rtol=1e-10)
-    most = samplers.stochastic_heun(TWO.denoiser, x, grid, KEY, s_churn=1e9)
-    capped = samplers.stochastic_heun(TWO.denoiser, x, grid, KEY, s_churn=6 * (math.sqrt(2) - 1))
+    most = samplers.stochastic_heun(bend, x, grid, KEY, s_churn=1e9)
+    capped = samplers.stochastic_heun(bend, x, grid, KEY, s_churn=6 * (math.sqrt(2) - 1))
     np.testing.assert_allclose(most, capped, rtol=1e-10)
 
 
@@ -249,7 +253,7 @@ def test_the_result_at_zero_is_the_last_estimate(name):
     seen = []
 
     def denoiser(x, sigma):
-        out = TWO.denoiser(x, sigma)
+        out = bend(x, sigma)
         jax.debug.callback(lambda *pair: seen.append(pair), out, sigma)
         return out
 
@@ -311,9 +315,9 @@ def test_two_halves_of_a_grid_are_one_run(name):
     method, grid, x = METHODS[name], grids.karras(8), start(80.0, shape=(2,))
     half = method.half or method.run
     later = {"first_step": 4} if name in STOCHASTIC else {}
-    middle = half(TWO.denoiser, x, grid[:5], KEY)
-    got = half(TWO.denoiser, middle, grid[4:], KEY, **later)
-    wanted = method.run(TWO.denoiser, x, grid, KEY)
+    middle = half(bend, x, grid[:5], KEY)
+    got = half(bend, middle, grid[4:], KEY, **later)
+    wanted = method.run(bend, x, grid, KEY)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
     assert float(jnp.max(jnp.abs(middle - wanted))) > 0.1
 
@@ -321,8 +325,8 @@ def test_two_halves_of_a_grid_are_one_run(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_trajectories_hold_every_state(name):
     x, grid = start(80.0, shape=(2,)), grids.karras(5)
-    alone = METHODS[name].run(TWO.denoiser, x, grid, KEY)
-    last, states = METHODS[name].run(TWO.denoiser, x, grid, KEY, trajectory=True)
+    alone = METHODS[name].run(bend, x, grid, KEY)
+    last, states = METHODS[name].run(bend, x, grid, KEY, trajectory=True)
     assert states.shape == (6, *x.shape)
     np.testing.assert_array_equal(states[0], x)
     np.testing.assert_array_equal(states[-1], last)
@@ -330,7 +334,7 @@ def test_trajectories_hold_every_state(name):
     if METHODS[name].single_step:
         half = METHODS[name].half or METHODS[name].run
         if half is METHODS[name].run:
-            middle = METHODS[name].run(TWO.denoiser, x, grid[:3], KEY)
+            middle = METHODS[name].run(bend, x, grid[:3], KEY)
             np.testing.assert_allclose(states[2], middle, rtol=1e-5, atol=1e-5)
 
 
@@ -371,7 +375,7 @@ def test_new_values_do_not_recompile_and_jit_changes_nothing(name):
     def run(x, sigmas, key, scale):
         def denoiser(x, sigma):
             traces.append(1)
-            return scale * TWO.denoiser(x, sigma)
+            return scale * bend(x, sigma)
 
         return METHODS[name].run(denoiser, x, sigmas, key)
 
@@ -379,30 +383,35 @@ def test_new_values_do_not_recompile_and_jit_changes_nothing(name):
     first = run(x, grids.karras(6), KEY, jnp.float32(1.0))
     once = len(traces)
     np.testing.assert_array_equal(first, run(x, grids.karras(6), KEY, jnp.float32(1.0)))
-    eager = METHODS[name].run(TWO.denoiser, x, grids.karras(6), KEY)
+    eager = METHODS[name].run(bend, x, grids.karras(6), KEY)
     np.testing.assert_allclose(first, eager, rtol=1e-5, atol=1e-5)
     run(x, grids.exponential(6, 0.01, 80.0), jax.random.key(8), jnp.float32(0.5))
     assert len(traces) == once
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_vmap_and_grad_go_through(name):
-    run, grid, x = METHODS[name].run, grids.karras(3), start(80.0, shape=(2,))
-    one = jax.jit(lambda x, k: run(shrink, x, grid, k))
+def test_vmap_and_grad_go_through(name, x64):
+    run, grid = METHODS[name].run, jnp.asarray([10.0, 3.0, 0.5, 0.0])
+    x = jnp.asarray([[9.0, -14.0], [3.0, 0.5]])
     keys, scaled = jax.random.split(KEY, 2), jnp.stack([x, 2 * x])
-    mapped = jax.jit(jax.vmap(lambda x, k: run(shrink, x, grid, k)))(scaled, keys)
+    one = jax.jit(lambda x, k: run(bend, x, grid, k))
+    mapped = jax.jit(jax.vmap(lambda x, k: run(bend, x, grid, k)))(scaled, keys)
     each = jnp.stack([one(x, k) for x, k in zip(scaled, keys, strict=True)])
-    np.testing.assert_allclose(mapped, each, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(mapped, each, rtol=1e-12)
 
     @jax.jit
     @partial(jax.value_and_grad, argnums=(0, 1))
     def total(scale, sigmas):
-        return jnp.sum(run(lambda x, s: scale * jnp.tanh(shrink(x, s)), x, sigmas, KEY) ** 2)
+        return jnp.sum(run(lambda x, s: scale * bend(x, s), x, sigmas, KEY) ** 2)
 
-    _, (slope, by_sigma) = total(jnp.float32(0.9), grid)
-    low, high = (total(jnp.float32(scale), grid)[0] for scale in (0.88, 0.92))
-    assert float(slope) == pytest.approx(float(high - low) / 0.04, rel=2e-2)
-    assert abs(float(slope)) > 0.1 and bool(jnp.isfinite(by_sigma).all())
+    h = 1e-6
+    _, (by_scale, by_sigma) = total(0.9, grid)
+    wanted = (total(0.9 + h, grid)[0] - total(0.9 - h, grid)[0]) / (2 * h)
+    assert float(by_scale) == pytest.approx(float(wanted), rel=1e-6) and abs(float(by_scale)) > 0.1
+    shift = jnp.asarray([0, h, 0, 0])
+    wanted = (total(0.9, grid + shift)[0] - total(0.9, grid - shift)[0]) / (2 * h)
+    assert float(by_sigma[1]) == pytest.approx(float(wanted), rel=1e-4, abs=1e-8)
+    assert bool(jnp.isfinite(by_sigma).all())
 
 
 def test_unroll_changes_nothing():

@@ -20,16 +20,15 @@ MANY = 400_000  # a variance of normals is then known to 0.22 %, so that 1 % is 
 # Keys.
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 4, 2)])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4, 2)])
 def test_noise_is_that_of_jax_bit_for_bit(shape):
     keys, x = jax.random.split(KEY, 7), jnp.zeros((7, *shape))
     got = jax.jit(samplers.step_noise)(keys, 11, x)
-    wanted = jnp.stack([jax.random.normal(jax.random.fold_in(k, 11), shape) for k in keys])
-    np.testing.assert_array_equal(got, wanted)
-    wanted = jax.random.normal(jax.random.fold_in(KEY, 11), x.shape)
-    np.testing.assert_array_equal(samplers.step_noise(KEY, 11, x), wanted)
-    mapped = jax.vmap(samplers.step_noise, (0, None, 0))(keys, 2, jnp.zeros((7, 3, *shape)))
-    np.testing.assert_array_equal(mapped[4], samplers.step_noise(keys[4], 2, jnp.zeros((3, *shape))))
+    one = jax.jit(lambda k: jax.random.normal(jax.random.fold_in(k, 11), shape))
+    np.testing.assert_array_equal(got, jnp.stack([one(k) for k in keys]))
+    if shape:
+        mapped = jax.jit(jax.vmap(samplers.step_noise, (0, None, 0)))(keys, 11, x)
+        np.testing.assert_array_equal(mapped, got)
 
 
 def test_other_generators_and_float64_are_served():
@@ -54,9 +53,9 @@ def test_initial_noise_belongs_to_its_key_and_not_to_the_steps():
     np.testing.assert_array_equal(x[2:4], samplers.initial_noise(keys[2:4], (4, 2), 80.0))
     wide = samplers.initial_noise(KEY, (100_000,), 3.0)
     assert float(jnp.std(wide)) == pytest.approx(3.0, rel=0.01)
-    for step in range(5):
+    for step in range(3):
         other = samplers.step_noise(KEY, step, wide)
-        assert abs(float(jnp.corrcoef(wide, other)[0, 1])) < 0.016  # 5 deviations
+        assert abs(np.corrcoef(wide, other)[0, 1]) < 0.016  # 5 deviations
 
 
 def sharded(batch):
@@ -85,7 +84,8 @@ def test_changing_one_key_changes_one_sample():
     keys = jax.random.split(KEY, 4)
     x = samplers.initial_noise(keys, (2,), 80.0)
     swapped = keys.at[2].set(jax.random.key(99))
-    first, second = (samplers.ddpm(TWO.denoiser, x, grids.karras(5), k) for k in (keys, swapped))
+    run = jax.jit(lambda k: samplers.ddpm(TWO.denoiser, x, grids.karras(5), k))
+    first, second = run(keys), run(swapped)
     np.testing.assert_array_equal((first == second).all(1), [True, True, False, True])
 
 
@@ -172,7 +172,7 @@ def test_each_ddpm_variance_is_exact_for_its_data():
 def test_a_ddpm_step_draws_from_its_posterior_and_the_last_step_draws_nothing(variance):
     row = jnp.asarray([[0.7]])
     x = jnp.broadcast_to(row, (MANY, 1))
-    run = partial(samplers.ddpm, TWO_1D, variance=variance)
+    run = jax.jit(partial(samplers.ddpm, TWO_1D, variance=variance))
     s, t = 1.0, 0.6
     one, two = (run(x, jnp.asarray([s, t]), jax.random.key(seed)) for seed in (1, 2))
     target = float(TWO_1D(row, s)[0, 0])
@@ -191,25 +191,25 @@ def test_a_ddpm_step_draws_from_its_posterior_and_the_last_step_draws_nothing(va
 TWO_1D = mixture([0.5, 0.5], [[-1.0], [1.0]], [0.3, 0.3]).denoiser
 
 
+@jax.jit
 def energy_distance(a, b):
     """2 E|a - b| - E|a - a'| - E|b - b'| over rows."""
 
     def between(p, q):
         return jnp.mean(jnp.sqrt(jnp.sum((p[:, None] - q[None]) ** 2, -1) + 1e-12))
 
-    return float(2 * between(a, b) - between(a, a) - between(b, b))
+    return 2 * between(a, b) - between(a, a) - between(b, b)
 
 
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", *STOCHASTIC])
 def test_samples_of_a_mixture_cannot_be_told_from_data(name):
-    keys = jax.random.split(jax.random.key(21), 1500)
+    keys = jax.random.split(jax.random.key(21), 1200)
     x = samplers.initial_noise(keys, (2,), 80.0)
     got = METHODS[name].run(TWO.denoiser, x, grids.karras(64), keys)
-    data = [TWO.sample(jax.random.key(seed), 1500) for seed in range(6)]
-    null = [energy_distance(data[i], data[j]) for i, j in ((0, 1), (2, 3), (4, 5))]
-    # Equal laws give about 2e-3 here; half of one component moved to the other gives 0.1.
-    assert energy_distance(got, data[0]) < max(3 * max(null), 0.01)
-    assert energy_distance(got + 0.25, data[0]) > 0.02  # what the test would see
+    data = TWO.sample(jax.random.key(0), 1200)
+    # Two sets of 1200 data are 0.002 apart in the mean; a shift by a quarter makes 0.03.
+    assert energy_distance(got, data) < 0.01
+    assert energy_distance(got + 0.25, data) > 0.02
 
 
 # The knob.
@@ -237,8 +237,10 @@ def test_too_little_noise_collapses_and_too_much_remains():
     grid = grids.karras(200, sigma_max=20.0)
     x = samplers.initial_noise(KEY, (20_000, 1), grid[0])
 
+    @jax.jit
     def spread(gamma):
-        return float(jnp.std(samplers.ddpm(data.denoiser, x, grid, KEY, noise_scale=jnp.float32(gamma))))
+        return jnp.std(samplers.ddpm(data.denoiser, x, grid, KEY, noise_scale=gamma))
 
-    assert spread(0.5) < 0.5 * spread(1.0) < spread(1.0) < 0.55
-    assert spread(1.0) > 0.45 and spread(2.0) > 1.5 * spread(1.0)
+    few, plain, much = spread(0.5), spread(1.0), spread(2.0)
+    assert plain == pytest.approx(0.5, rel=0.05)
+    assert few < 0.6 * plain and much > 1.5 * plain
