@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import grids
+from jaxdiff import grids, schedules
 
 
 class Path:
@@ -233,3 +233,24 @@ def test_grids_are_concrete_inside_jit():
         return float(np.asarray(grids.uniform_time(Flow(), 4))[-2]) + jnp.zeros(())
 
     assert float(last_but_one()) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("spacing", grids.SPACINGS)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.Linear(),
+        schedules.Cosine(),
+        schedules.ZeroTerminalSNR(base=schedules.Linear()),
+        schedules.Laplace(),
+        schedules.VP(),
+        schedules.VE(),
+        schedules.EDM(),
+        schedules.RectifiedFlow(),
+    ],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_the_schedules_of_the_library_have_grids(schedule, spacing):
+    for n in (1, 7, 1000):
+        values = np.asarray(grids.uniform_time(schedule, n, spacing=spacing))
+        assert np.isfinite(values).all() and (np.diff(values) < 0).all() and values[-1] == 0.0
