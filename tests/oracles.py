@@ -68,6 +68,25 @@ def point_mass(x0):
     return lambda x, sigma, cond=None: jnp.broadcast_to(jnp.asarray(x0, x.dtype)[None], x.shape)
 
 
+SHAPE = (3, 2)
+KEY = jax.random.key(7)
+
+
+def start(sigma_max, batch=4, shape=SHAPE):
+    """Noise to start from, one key per sample."""
+    return samplers.initial_noise(jax.random.split(KEY, batch), shape, sigma_max)
+
+
+def shrink(x, sigma, cond=None):
+    """Exact denoiser of N(0, 0.5^2)."""
+    return x * (0.25 / (0.25 + sigma**2))
+
+
+def bend(x, sigma, cond=None):
+    """No one's exact denoiser: smooth, not linear, and quick to compile."""
+    return jnp.tanh(x / (1 + sigma**2) + 0.3)
+
+
 class Method(NamedTuple):
     """A sampler as the tests see it."""
 
