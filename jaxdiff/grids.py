@@ -1,7 +1,7 @@
 """Noise grids: the n + 1 strictly decreasing sigmas that a sampler visits, ending in exactly 0.
 
-Every grid is built in float64 NumPy on the host and stored float32. A grid that would start at an infinite
-sigma (paths with ``alpha = 0`` at their end) starts at a large finite one instead.
+Built in float64 NumPy on the host, stored float32; a path with ``alpha = 0`` at its end, whose first sigma
+would be infinite, starts at a large finite one.
 """
 
 import math
@@ -136,8 +136,8 @@ def vp(
     _check_positive("beta_d", beta_d)
     _check_positive("beta_min", beta_min)
     require(0.0 < time_min < 1.0, f"time_min={time_min} must lie in (0, 1).")
-    t = np.linspace(1.0, time_min, n)
-    return _finish(np.append(np.sqrt(np.expm1(0.5 * beta_d * t**2 + beta_min * t)), 0.0))
+    t = np.append(np.linspace(1.0, time_min, n), 0.0)
+    return _finish(np.sqrt(np.expm1(0.5 * beta_d * t**2 + beta_min * t)))
 
 
 def uniform_time(
@@ -225,9 +225,8 @@ def flow(n: int, shift: float = 1.0, *, max_sigma: float | None = None) -> Float
     """
     _check_steps(n)
     _check_positive("shift", shift)
-    i = np.arange(n + 1)
-    sigmas = np.append(np.inf, shift * (n - i[1:]) / i[1:])
-    return _finish(_cap(sigmas, max_sigma))
+    i = np.arange(1, n + 1)
+    return _finish(_cap(np.append(np.inf, shift * (n - i) / i), max_sigma))
 
 
 def playground(n: int, *, max_sigma: float | None = None) -> Float[Array, " sigmas"]:
@@ -308,8 +307,7 @@ def explicit(
     [8.0, 2.0, 0.0]
     """
     values = np.asarray(sigmas, np.float64)
-    shape = values.shape
-    require(len(shape) == 1 and shape[0] > 1, f"sigmas must be one row of at least 2 numbers, got {shape}.")
+    require(values.ndim == 1 and values.size > 1, f"sigmas must be one row of at least 2, got {values}.")
     message = f"the last sigma is {values[-1]}, not 0: append 0.0, or pass final_zero=False to stop there."
     require(not final_zero or bool(values[-1] == 0), message)
     return _finish(values)
@@ -353,8 +351,7 @@ def _knots(schedule: Schedule) -> np.ndarray:
     if exact is None:
         return _levels(schedule, np.arange(1, num_steps + 1) / num_steps)
     levels = np.asarray(exact(), np.float64)
-    wanted = (num_steps,)
-    require(levels.shape == wanted, f"noise_levels() has shape {levels.shape}: return {wanted}.")
+    require(levels.shape == (num_steps,), f"noise_levels() has shape {levels.shape}: return {num_steps}.")
     return levels
 
 
