@@ -32,9 +32,7 @@ CAP = 80.0  # sigma at which a path that ends in pure noise is started: flow tim
 LARGEST = 1e6  # beyond this sigma^2 is useless in float32: treated as alpha = 0
 
 
-def karras(
-    n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> Float[Array, " sigmas"]:
+def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Float[Array, " sigmas"]:
     """Grid that is uniform in ``sigma^(1/rho)``, the default of EDM.
 
     ``sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho``, then 0.
@@ -111,9 +109,7 @@ def polyexponential(
     return _finish(np.append(sigmas, 0.0))
 
 
-def vp(
-    n: int, *, beta_d: float = 19.9, beta_min: float = 0.1, time_min: float = 1e-3
-) -> Float[Array, " sigmas"]:
+def vp(n: int, *, beta_d: float = 19.9, beta_min: float = 0.1, time_min: float = 1e-3) -> Float[Array, " sigmas"]:
     """Grid of the variance-preserving score SDE: uniform in its time.
 
     ``t_i = 1 + i/(n-1) (time_min - 1)``, ``sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)``, then 0.
@@ -288,9 +284,7 @@ def strided(
     return _finish(_cap(np.append(_knots(schedule)[steps], 0.0), max_sigma))
 
 
-def explicit(
-    sigmas: Sequence[float] | np.ndarray | Array, *, final_zero: bool = True
-) -> Float[Array, " sigmas"]:
+def explicit(sigmas: Sequence[float] | np.ndarray | Array, *, final_zero: bool = True) -> Float[Array, " sigmas"]:
     """A user's own grid, verbatim; anything that a sampler could not use as it is raises.
 
     Args:
@@ -362,9 +356,7 @@ def _cap(sigmas: np.ndarray, max_sigma: float | None) -> np.ndarray:
             return sigmas
         max_sigma = max(CAP, 2.0 * float(sigmas[1]))
     _check_positive("max_sigma", max_sigma)
-    message = (
-        f"max_sigma={max_sigma} is not above the second sigma {sigmas[1]}: raise it, or take fewer steps."
-    )
+    message = f"max_sigma={max_sigma} is not above the second sigma {sigmas[1]}: raise it, or take fewer steps."
     require(bool(max_sigma > sigmas[1]), message)
     return np.append(min(max_sigma, sigmas[0]), sigmas[1:])
 

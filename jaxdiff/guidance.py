@@ -184,9 +184,7 @@ def interval_scale(scale: Scale, lo: float, hi: float) -> Callable[[Array], Arra
     return at
 
 
-def power_cosine_scale(
-    scale: float, time: Callable[[Array], Array], power: float = 4.0
-) -> Callable[[Array], Array]:
+def power_cosine_scale(scale: float, time: Callable[[Array], Array], power: float = 4.0) -> Callable[[Array], Array]:
     """Guidance that grows during sampling: ``w(t) = 1 + (scale - 1) (1 - cos(pi (1 - t)^power)) / 2``.
 
     Args:
@@ -282,9 +280,7 @@ def _null_like(x: Array, cond: Cond, null_cond: Nulls) -> dict[str, Array]:
     if not cond:
         raise ValueError(f"guidance needs cond with {sorted(null_cond)}: pass it to the sampler.")
     if set(cond) != set(null_cond):
-        raise ValueError(
-            f"cond has {sorted(cond)} but null_cond has {sorted(null_cond)}: give each input its null."
-        )
+        raise ValueError(f"cond has {sorted(cond)} but null_cond has {sorted(null_cond)}: give each input its null.")
     nulls = {}
     for name, value in cond.items():
         null = jnp.asarray(null_cond[name], value.dtype)
@@ -297,9 +293,7 @@ def _null_like(x: Array, cond: Cond, null_cond: Nulls) -> dict[str, Array]:
     return nulls
 
 
-def _both(
-    denoiser: Denoiser, x: Array, sigma: Array, cond: Cond, null: Mapping[str, Array]
-) -> tuple[Array, Array]:
+def _both(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond, null: Mapping[str, Array]) -> tuple[Array, Array]:
     """Unconditional and conditional estimate from one call, the two of a sample side by side.
 
     Neighbours rather than halves: a batch that is sharded over devices stays where it is.

@@ -209,9 +209,7 @@ def denoising_loss(
     """
     require(0 <= cond_dropout < 1, f"cond_dropout is {cond_dropout}: use a probability in [0, 1)")
     require(noise in ("normal", "uniform"), f"noise is {noise!r}: use 'normal' or 'uniform'")
-    require(
-        cond_dropout == 0 or bool(null_cond), "cond_dropout needs null_cond: give each input's null value"
-    )
+    require(cond_dropout == 0 or bool(null_cond), "cond_dropout needs null_cond: give each input's null value")
     weight_of = Simple(parameterization) if weighting is None else weighting
 
     def loss(params: Params, batch: Mapping[str, Any], key: Key[Array, ""]) -> tuple[Array, Metrics]:

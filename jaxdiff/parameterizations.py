@@ -70,9 +70,7 @@ class X0:
     def __call__(self, sigma: Sigmas) -> Coefficients:
         """Coefficients at noise level ``sigma``, each of its shape."""
         zero = jnp.zeros_like(sigma)
-        return Coefficients(
-            zero, zero + 1, self.schedule.alpha_at(sigma), time_condition(self.schedule, sigma)
-        )
+        return Coefficients(zero, zero + 1, self.schedule.alpha_at(sigma), time_condition(self.schedule, sigma))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

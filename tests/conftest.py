@@ -8,8 +8,6 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-CACHE = pathlib.Path(
-    os.environ.get("JAXDIFF_CACHE_DIR", pathlib.Path(tempfile.gettempdir()) / "jaxdiff-tests-cache")
-)
+CACHE = pathlib.Path(os.environ.get("JAXDIFF_CACHE_DIR", pathlib.Path(tempfile.gettempdir()) / "jaxdiff-tests-cache"))
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -76,9 +76,7 @@ GRIDS = {
     "strided": lambda n: grids.strided(LinearExact(), n),
     "zero_terminal": lambda n: grids.uniform_time(ZeroTerminal(), n),
 } | {
-    f"{kind.__name__}_{spacing}": lambda n, kind=kind, spacing=spacing: grids.uniform_time(
-        kind(), n, spacing=spacing
-    )
+    f"{kind.__name__}_{spacing}": lambda n, kind=kind, spacing=spacing: grids.uniform_time(kind(), n, spacing=spacing)
     for kind in (Flow, Linear, LinearExact)
     for spacing in grids.SPACINGS
 }

@@ -77,9 +77,7 @@ def test_time_inverts_noise_level_and_alpha_at_agrees(schedule):
 def test_continuous_closed_forms():
     t = jnp.float32(0.3)
     vp = S.VP()
-    assert float(vp.noise_level(t)) == pytest.approx(
-        np.sqrt(np.exp(0.5 * 19.9 * 0.09 + 0.1 * 0.3) - 1), rel=1e-6
-    )
+    assert float(vp.noise_level(t)) == pytest.approx(np.sqrt(np.exp(0.5 * 19.9 * 0.09 + 0.1 * 0.3) - 1), rel=1e-6)
     sub = S.SubVP()
     assert float(sub.sigma(t)) == pytest.approx(1 - float(vp.alpha(t)) ** 2, rel=1e-6)
     assert float(S.EDM().sigma(jnp.float32(1))) == pytest.approx(80, rel=1e-5)

@@ -4,7 +4,7 @@ A recipe is one ``Config``; ``build.py`` turns it into objects. Every field can 
 line (``--train.steps 500``), and the resolved configuration travels inside every checkpoint.
 """
 
-from jaxdiff.config.files import differences, from_dict, from_json, to_dict, to_json
+from jaxdiff.config.files import from_dict, from_json, to_dict, to_json
 from jaxdiff.config.networks import (
     ContextUnetConfig,
     DDPMUNetConfig,
@@ -43,7 +43,6 @@ __all__ = [
     "ToyUNetConfig",
     "TrainConfig",
     "VectorTransformerConfig",
-    "differences",
     "from_dict",
     "from_json",
     "to_dict",

@@ -33,8 +33,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     except dacite.UnexpectedDataError as error:
         known = _field_names(Config)
         hints = [
-            f"{key!r}"
-            + (f" (did you mean {near[0]!r}?)" if (near := difflib.get_close_matches(key, known, 1)) else "")
+            f"{key!r}" + (f" (did you mean {near[0]!r}?)" if (near := difflib.get_close_matches(key, known, 1)) else "")
             for key in sorted(error.keys)
         ]
         raise ValueError(f"unknown configuration key {', '.join(hints)}") from error
@@ -45,18 +44,6 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 def from_json(text: str) -> Config:
     """Read a configuration from JSON; see ``from_dict``."""
     return from_dict(json.loads(text))
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names of the fields in which two nested dictionaries differ, as ``name: old -> new``."""
-    lines = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return lines
 
 
 def _field_names(cls: type) -> list[str]:

@@ -9,14 +9,16 @@ class MLPConfig:
     """Residual perceptron for points of a few dimensions."""
 
     kind: Literal["mlp"] = "mlp"
-    width: int = 128
-    depth: int = 4
-    time_scale: float = 1.0
+    hidden: int = 128
+    layers: int = 3
+    dropout: float = 0.0
+    time_scale: float = 1000.0
+    """Factor on the noise condition before its embedding: 1000 for EDM's ln(sigma) / 4, 1 for steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ToyUNetConfig:
-    """The playground's first U-Net: no time input, additive skips."""
+    """The playground's first U-Net: no noise input, additive skips."""
 
     kind: Literal["toy_unet"] = "toy_unet"
 
@@ -27,13 +29,16 @@ class DDPMUNetConfig:
 
     kind: Literal["ddpm_unet"] = "ddpm_unet"
     dim: int = 28
+    """Width of the first level; even and a multiple of 4."""
     dim_mults: tuple[int, ...] = (1, 2, 4)
+    """Width of each level in units of dim."""
     patch: int = 1
     """Fold patch x patch pixels into channels before the network: cheaper on large images."""
     dropout: float = 0.0
     time_scale: float = 1.0
-    """Factor on the noise condition before its sinusoidal embedding: 1000 for EDM's ln(sigma) / 4."""
+    """Factor on the noise condition before its embedding: 1000 for EDM's ln(sigma) / 4, 1 for steps."""
     zero_init_head: bool = False
+    """Start with output 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +47,9 @@ class ContextUnetConfig:
 
     kind: Literal["context_unet"] = "context_unet"
     n_feat: int = 64
-    n_cfeat: int = 10
-    time_scale: float = 1.0
+    """Width; a multiple of 8."""
+    time_scale: float = 1 / 500
+    """Factor on the noise condition: 1 / T for the steps of a T-step schedule."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,11 +57,15 @@ class VectorTransformerConfig:
     """Transformer encoder over the positions of a vector."""
 
     kind: Literal["vector_transformer"] = "vector_transformer"
-    width: int = 64
-    depth: int = 2
+    hidden: int = 128
+    """Width of the tokens; even and divisible by heads."""
+    layers: int = 3
     heads: int = 2
+    feed_forward: Literal["gelu", "tanh"] = "gelu"
+    conditioning: Literal["adaln", "add"] = "adaln"
     dropout: float = 0.1
-    time_scale: float = 1.0
+    time_scale: float = 1000.0
+    """Factor on the noise condition before its embedding: 1000 for EDM's ln(sigma) / 4, 1 for steps."""
 
 
 NetworkConfig = MLPConfig | ToyUNetConfig | DDPMUNetConfig | ContextUnetConfig | VectorTransformerConfig

@@ -6,7 +6,7 @@ from typing import Literal
 from jaxdiff.config.networks import DDPMUNetConfig, NetworkConfig
 from jaxdiff.typing import require
 
-DataKind = Literal["digits", "npz", "folder", "zip", "csv", "audio", "tfds", "toy2d", "vectors"]
+DataKind = Literal["digits", "npz", "folder", "csv", "audio", "tfds", "toy2d", "vectors"]
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "stochastic_heun", "dpmpp_2m", "playground"]
 GridName = Literal["karras", "exponential", "polyexponential", "vp", "uniform_time", "flow", "playground"]
 
@@ -21,21 +21,22 @@ class DataConfig:
     """Where the examples come from."""
 
     kind: DataKind = "digits"
-    """Source: bundled digits, npz/npy file, image folder, zip of images, CSV, WAV audio, TFDS, synthetic."""
+    """Source: bundled digits, npz or npy file, images (folder or zip), CSV, WAV audio (folder or zip), TFDS,
+    synthetic points or vectors."""
     path: str = ""
-    """File or folder (npz, folder, zip, csv, audio) or TFDS data_dir."""
+    """File or folder (npz, folder, csv, audio), or data_dir of TFDS."""
     name: str = ""
     """TFDS dataset name, or the density of toy2d (gaussians8, checkerboard, ...)."""
     split: str = "train"
     """Split of digits, npz and TFDS."""
     size: tuple[int, int] | None = None
     """Height and width that images are resized and centre-cropped to; None keeps them."""
-    channels: Literal[1, 3] | None = None
-    """Convert images to grey (1) or RGB (3); None decides by the first image."""
+    channels: Literal[1, 3] = 3
+    """Decode image files as grey (1) or RGB (3)."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Colour that transparent images are composited on."""
     label: str = ""
-    """Column of metadata.csv or of the CSV that holds the class; empty: sub-folders, or `label`."""
+    """Column of metadata.csv or of the CSV that holds the class; empty: by sub-folder or a column `label`."""
     condition: Literal["none", "label", "context"] = "none"
     """What the network is told: nothing, the class label, or a one-hot context vector."""
     flip: bool = False
@@ -44,25 +45,12 @@ class DataConfig:
     """Number of synthetic examples (toy2d, vectors)."""
     length: int = 0
     """Length of synthetic vectors, or samples of audio."""
+    normalize: Literal["auto", "feature", "scalar", "none"] = "auto"
+    """Map of data that are no images to model space: one mean and deviation by feature, one for all, none."""
     mean: float = 0.0
     """Mean of synthetic vectors."""
     std: float = 1.0
     """Standard deviation of synthetic vectors."""
-
-    def __post_init__(self) -> None:
-        needs_path = ("npz", "folder", "zip", "csv", "audio")
-        require(
-            self.kind not in needs_path or bool(self.path),
-            f"data.kind {self.kind!r} needs a file or folder: give --data.path PATH",
-        )
-        require(
-            self.kind not in ("tfds", "toy2d") or bool(self.name),
-            f"data.kind {self.kind!r} needs --data.name",
-        )
-        require(
-            self.kind not in ("toy2d", "vectors") or self.num >= 1,
-            f"data.num is {self.num}: synthetic data needs at least 1 example",
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,6 +199,14 @@ class SampleConfig:
     """0 is unconditional, 1 conditional, larger values push towards the condition."""
     clip: bool = False
     """Clip each estimate of an image to [-1, 1]."""
+    eta: float = 0.0
+    """Noise of ddim: 0 is deterministic, 1 is DDPM."""
+    variance: Literal["lower", "upper"] = "lower"
+    """Posterior variance of ddpm."""
+    variance_knob: Literal["constant", "exponential", "sigmoid"] = "constant"
+    """The playground's factor on the noise of ddpm, by step."""
+    s_churn: float = 40.0
+    """Churn of stochastic_heun."""
     num: int = 100
     """Samples drawn by sample.py."""
     batch_size: int = 100

@@ -11,15 +11,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from csv import DictReader
-from typing import IO, Any, Protocol, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from jaxdiff.data.arrays import ArraySource
+from jaxdiff.data.memory import ArraySource
 from jaxdiff.data.spec import DataError, DataSpec, Example, fingerprint_of
 from jaxdiff.data.tables import class_order
 
-__all__ = ["Entry", "FileSource", "list_entries", "open_container", "read_files"]
+__all__ = ["Container", "Entry", "FileSource", "list_entries", "open_container", "read_files"]
 
 METADATA = "metadata.csv"
 NUM_THREADS = 8
@@ -28,38 +28,13 @@ BLOCK = 64  # files per task
 Decode: TypeAlias = Callable[[bytes], np.ndarray]
 """Bytes of a file to one raw example; raises on anything that it cannot read."""
 
-Probe: TypeAlias = Callable[[IO[bytes]], tuple[int, ...]]
+Probe: TypeAlias = Callable[[io.BufferedIOBase], tuple[int, ...]]
 """Opened file to the shape of its example, from the header alone."""
-
-
-class Container(Protocol):
-    """A folder or an archive: names with "/" between the parts, and the bytes behind each."""
-
-    @property
-    def path(self) -> pathlib.Path:
-        """The folder or the archive."""
-        ...
-
-    def names(self) -> list[str]:
-        """Return the names of all files, sorted."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Return the bytes of one file."""
-        ...
-
-    def look(self, name: str, probe: "Probe") -> tuple[int, ...]:
-        """Apply ``probe`` to one file, which need not be read as a whole."""
-        ...
-
-    def stamp(self, name: str) -> tuple[int, int]:
-        """Return the size and something cheap that changes with the content."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Files below a folder; symbolic links are followed."""
+    """Files below a folder, by names with "/" between the parts; symbolic links are followed."""
 
     path: pathlib.Path
 
@@ -79,8 +54,8 @@ class Folder:
         """Return the bytes of one file."""
         return (self.path / name).read_bytes()
 
-    def look(self, name: str, probe: "Probe") -> tuple[int, ...]:
-        """Apply ``probe`` to one file."""
+    def look(self, name: str, probe: Probe) -> tuple[int, ...]:
+        """Apply ``probe`` to one file, which need not be read as a whole."""
         with (self.path / name).open("rb") as file:
             return probe(file)
 
@@ -121,15 +96,18 @@ class Archive:
         with self._lock:
             return self._file.read(name)
 
-    def look(self, name: str, probe: "Probe") -> tuple[int, ...]:
+    def look(self, name: str, probe: Probe) -> tuple[int, ...]:
         """Apply ``probe`` to one file."""
         with self._lock, self._file.open(name) as file:
-            return probe(file)
+            return probe(cast(io.BufferedIOBase, file))
 
     def stamp(self, name: str) -> tuple[int, int]:
         """Return size and checksum."""
         info = self._file.getinfo(name)
         return info.file_size, info.CRC
+
+
+Container: TypeAlias = Folder | Archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +152,7 @@ class FileSource:
             entry = self.entries[(index + attempt) % len(self)]
             x = _attempt(entry.name, lambda name=entry.name: self._load(name))
             if isinstance(x, str):
-                warnings.warn(
-                    f"{entry.name} is unreadable ({x}); the next file stands in for it", stacklevel=2
-                )
+                warnings.warn(f"{entry.name} is unreadable ({x}); the next file stands in for it", stacklevel=2)
                 continue
             return {"x": x, "label": np.int32(entry.label)} if self.spec.num_classes else {"x": x}
         raise DataError(f"{self.container.path}: no file can be read any more")
@@ -212,7 +188,7 @@ def list_entries(
     *,
     suffixes: Sequence[str],
     label: str,
-    where: Mapping[str, Sequence[str]],
+    where: Mapping[str, Sequence[Any]],
 ) -> tuple[list[Entry], tuple[str, ...], list[tuple[str, str]]]:
     """Find the files of some type, with their classes and captions.
 
@@ -234,9 +210,7 @@ def list_entries(
     visible = [n for n in container.names() if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))]
     found = [name for name in visible if name.lower().endswith(tuple(suffixes))]
     if not found:
-        raise DataError(
-            f"{container.path}: no {', '.join(suffixes)} file among {len(visible)} files {visible[:3]}"
-        )
+        raise DataError(f"{container.path}: no {', '.join(suffixes)} file among {len(visible)} files {visible[:3]}")
     root = _root(visible, found)
     if root + METADATA in visible:
         return _from_metadata(container, root, found, label, where)
@@ -265,7 +239,7 @@ def _root(visible: Sequence[str], found: Sequence[str]) -> str:
 
 
 def _from_metadata(
-    container: Container, root: str, found: list[str], label: str, where: Mapping[str, Sequence[str]]
+    container: Container, root: str, found: list[str], label: str, where: Mapping[str, Sequence[Any]]
 ) -> tuple[list[Entry], tuple[str, ...], list[tuple[str, str]]]:
     path = f"{container.path}/{root}{METADATA}"
     text = container.read(root + METADATA).decode("utf-8-sig")
@@ -354,11 +328,13 @@ def read_files(
     spec = dataclasses.replace(spec, fingerprint=fingerprint_of(identity, kept, [stamps[i] for i in good]))
     origin = f"{container.path}: {len(kept)} files, {len(skipped)} skipped, {spec.num_classes} classes"
     source = FileSource(container, kept, decode, spec, origin, skipped)
-    if not held:
-        return source
-    labels = np.array([entry.label for entry in kept], np.int32) if spec.num_classes else None
-    x = x if len(good) == len(x) else x[good]
-    return ArraySource(x, labels, spec, origin, skipped, source.captions)
+    return _held(source, x if len(good) == len(x) else x[good]) if held else source
+
+
+def _held(source: FileSource, x: np.ndarray) -> ArraySource:
+    """The same examples, decoded."""
+    labels = np.array([e.label for e in source.entries], np.int32) if source.spec.num_classes else None
+    return ArraySource(x, labels, source.spec, source.origin, source.skipped, source.captions)
 
 
 def _attempt(name: str, function: Callable[[], Any]) -> Any:
@@ -373,9 +349,7 @@ def _attempt(name: str, function: Callable[[], Any]) -> Any:
 
 def _same_shape(found: tuple[int, ...], shape: tuple[int, ...]) -> None:
     if found != shape:
-        raise DataError(
-            f"shape {found}, but the first file has {shape}: give image_size to resize and crop all files"
-        )
+        raise DataError(f"shape {found}, but the first file has {shape}: give image_size to resize and crop all files")
 
 
 def _report(container: Container, num: int, skipped: Sequence[tuple[str, str]], any_good: bool) -> None:

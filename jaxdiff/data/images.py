@@ -4,12 +4,12 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from jaxdiff.data.arrays import ArraySource
 from jaxdiff.data.files import Container, Entry, FileSource, list_entries, open_container, read_files
+from jaxdiff.data.memory import ArraySource
 from jaxdiff.data.spec import DataError, DataSpec
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class ImageDecoder:
             image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
         return np.array(image, np.uint8).reshape(image.height, image.width, self.channels)
 
-    def probe(self, file: IO[bytes]) -> tuple[int, int, int]:
+    def probe(self, file: io.BufferedIOBase) -> tuple[int, int, int]:
         """Return the shape (H, W, C) that decoding would give, from the header alone.
 
         Args:
@@ -99,7 +99,7 @@ class ImageDecoder:
         """
         from PIL import Image
 
-        with Image.open(file) as image:
+        with Image.open(cast(IO[bytes], file)) as image:
             if self.size is not None:
                 return (*self.size, self.channels)
             # Asking a PNG without EXIF for it would decode the whole image.
@@ -112,9 +112,7 @@ class ImageDecoder:
 
         mode = "L" if self.channels == 1 else "RGB"
         if image.mode in ("I", "F"):
-            raise ValueError(
-                f"{image.mode} pixels of 32 bits have no declared range; save it with 8 or 16 bits"
-            )
+            raise ValueError(f"{image.mode} pixels of 32 bits have no declared range; save it with 8 or 16 bits")
         if image.mode.startswith("I;16"):
             # 65535 becomes 255; Pillow's own conversion would clip everything above 255.
             values = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535

@@ -94,9 +94,7 @@ def tfds_source(
     label = features.get(label_key)
     num_classes = int(label.num_classes or 0) if label is not None else 0
     if label is not None and num_classes < 1:
-        raise DataError(
-            f"{name}: the label {label_key!r} does not say how many classes it has; use label_key=''"
-        )
+        raise DataError(f"{name}: the label {label_key!r} does not say how many classes it has; use label_key=''")
     class_names = tuple(label.names) if label is not None else ()
     full_name = builder.info.full_name
     shards = {key: (info.num_bytes, tuple(info.shard_lengths)) for key, info in builder.info.splits.items()}
@@ -115,9 +113,7 @@ def _builder(name: str, data_dir: str | pathlib.Path | None) -> Any:
     if data_dir is not None and (pathlib.Path(data_dir) / "dataset_info.json").is_file():
         return tfds.builder_from_directory(str(data_dir))
     if ":" in name and not name.split(":")[1][:1].isdigit():
-        raise DataError(
-            f"{name!r} is a community data set, which needs the network; give the data_dir of a copy"
-        )
+        raise DataError(f"{name!r} is a community data set, which needs the network; give the data_dir of a copy")
     where = None if data_dir is None else str(data_dir)
     try:
         return read_only_builder.builder_from_files(name, data_dir=where)
@@ -141,9 +137,7 @@ def _open(builder: Any, name: str, split: str, data_dir: str | pathlib.Path | No
     except (NotImplementedError, AssertionError, FileNotFoundError) as error:
         prepared, where = builder.is_prepared(), builder.data_path
         reason = (
-            "is prepared, but not as array_record, the format with random access"
-            if prepared
-            else "is not prepared"
+            "is prepared, but not as array_record, the format with random access" if prepared else "is not prepared"
         )
         target = "NEW_DIRECTORY" if prepared else "" if data_dir is None else str(data_dir)
         given = f", data_dir={target!r}" if target else ""
@@ -189,9 +183,7 @@ def _listed(features: dict[str, Any]) -> str:
     return ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
 
 
-def _decoder(
-    feature: Any, image_size: int | tuple[int, int] | None, channels: int | None
-) -> ImageDecoder | None:
+def _decoder(feature: Any, image_size: int | tuple[int, int] | None, channels: int | None) -> ImageDecoder | None:
     """How to convert images, or None for arrays."""
     if not _is_image(feature):
         return None
@@ -202,9 +194,7 @@ def _decoder(
 def _shape(feature: Any, decoder: ImageDecoder | None, where: str) -> tuple[int, ...]:
     if decoder is None:
         if None in feature.shape or not feature.shape or np.dtype(feature.np_dtype).kind != "f":
-            raise DataError(
-                f"{where} is {feature.np_dtype} of shape {feature.shape}: uint8 images or floats wanted"
-            )
+            raise DataError(f"{where} is {feature.np_dtype} of shape {feature.shape}: uint8 images or floats wanted")
         return tuple(feature.shape)
     size = decoder.size or tuple(feature.shape[:2])
     if None in size:

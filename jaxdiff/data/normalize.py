@@ -13,6 +13,7 @@ from jaxdiff.data.spec import DataError, Source
 __all__ = ["Normalizer", "image_normalizer", "make_normalizer", "measured_std", "to_uint8"]
 
 MAX_VALUES = 2**27  # values read at most to measure moments
+CHUNK_VALUES = 2**22  # values held at once while measuring
 ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
 
@@ -174,9 +175,7 @@ def make_normalizer(
         mode = "scalar" if source.spec.kind == "audio" else "feature"
     if mode in ("auto", "image"):
         if source.spec.kind != "image":
-            raise DataError(
-                f"normalizer 'image' is for uint8 images, got kind {source.spec.kind!r}; use 'auto'"
-            )
+            raise DataError(f"normalizer 'image' is for uint8 images, got kind {source.spec.kind!r}; use 'auto'")
         return image_normalizer()
     if mode == "none":
         return Normalizer(0.0, 1.0)
@@ -218,7 +217,7 @@ def _moments(
     indices = np.linspace(0, len(source) - 1, num).astype(np.int64)
     count, mean, square = 0, np.zeros(features), np.zeros(features)
     low, high = np.full(features, np.inf), np.full(features, -np.inf)
-    for chunk in np.array_split(indices, max(1, num * size // 2**22)):
+    for chunk in np.array_split(indices, max(1, num * size // CHUNK_VALUES)):
         x = np.stack([source[int(i)]["x"] for i in chunk])
         x = x if normalizer is None else normalizer.encode(x)
         x = x.reshape(-1, features).astype(np.float64)

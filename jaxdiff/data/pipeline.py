@@ -11,14 +11,14 @@ Nothing of the position has to be stored but the step, and nothing depends on th
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from jaxdiff.data.arrays import ArraySource
+from jaxdiff.data.memory import ArraySource
 from jaxdiff.data.normalize import Normalizer
 from jaxdiff.data.spec import DataError, DataSpec, Example, Source
 
@@ -135,9 +135,7 @@ def check_batch(batch: Batch, spec: DataSpec) -> None:
     """
     x = batch["x"]
     if x.dtype != np.float32 or x.shape[1:] != spec.shape:
-        raise DataError(
-            f"a batch must be float32 of shape (B, {spec.shape}), got {x.dtype} of shape {x.shape}"
-        )
+        raise DataError(f"a batch must be float32 of shape (B, {spec.shape}), got {x.dtype} of shape {x.shape}")
     low, high = float(x.min()), float(x.max())
     if not np.isfinite(low + high):
         raise DataError(f"a batch holds values that are not finite (range {low} to {high}): repair the data")
@@ -190,13 +188,9 @@ class Loader:
         spec = self.source.spec
         indices(self.seed, 0, self.batch_size, len(self.source))
         if self.process_count < 1 or not 0 <= self.process_index < self.process_count:
-            raise DataError(
-                f"process_index={self.process_index} is not below process_count={self.process_count}"
-            )
+            raise DataError(f"process_index={self.process_index} is not below process_count={self.process_count}")
         if self.batch_size % self.process_count:
-            raise DataError(
-                f"batch_size={self.batch_size} is not divisible by {self.process_count} processes"
-            )
+            raise DataError(f"batch_size={self.batch_size} is not divisible by {self.process_count} processes")
         if self.cond_kind not in ("none", "label", "context"):
             raise DataError(f"cond_kind must be none, label or context, got {self.cond_kind!r}")
         if self.cond_kind != "none" and not spec.num_classes:
@@ -231,7 +225,7 @@ class Loader:
         """
         return self._finish(step, self._raw(step))
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+    def iterate(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches ``start_step``, ``start_step + 1``, ... without end, the first one checked.
 
         Close the iterator when done with it (``it.close()``, or leave it to a ``with contextlib.closing``).
@@ -245,9 +239,7 @@ class Loader:
         Raises:
             DataError: the first batch breaks the contract (see ``check_batch``), or grain is missing.
         """
-        raws = (
-            map(self._raw, itertools.count(start_step)) if self._in_memory() else self._read_ahead(start_step)
-        )
+        raws = map(self._raw, itertools.count(start_step)) if self._in_memory() else self._read_ahead(start_step)
         try:
             for step, raw in enumerate(raws, start_step):
                 batch = self._finish(step, raw)
@@ -295,18 +287,10 @@ class Loader:
         x = raw["x"]
         if self.flip:
             mirrored = flips(self.seed, step, self.batch_size)[self._rows()]
-            x = x if x.flags.writeable else x.copy()
             x[mirrored] = x[mirrored, :, ::-1]
         cond = {}
         if self.cond_kind == "label":
             cond["label"] = raw["label"]
         elif self.cond_kind == "context":
             cond["context"] = np.eye(self.source.spec.num_classes, dtype=np.float32)[raw["label"]]
-        return {"x": _encode(self.normalizer, x), "cond": cond}
-
-
-def _encode(normalizer: Normalizer, x: np.ndarray) -> np.ndarray:
-    """``normalizer.encode``, for bytes and a scalar map by a table of the 256 results."""
-    if x.dtype == np.uint8 and normalizer.shift.ndim == 0:
-        return normalizer.encode(np.arange(256, dtype=np.uint8)).take(x)
-    return normalizer.encode(x)
+        return {"x": self.normalizer.encode(x), "cond": cond}

@@ -67,8 +67,7 @@ class DataSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
 
     @classmethod

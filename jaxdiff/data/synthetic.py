@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxdiff.data.arrays import ArraySource, arrays
+from jaxdiff.data.memory import ArraySource, arrays
 from jaxdiff.data.spec import DataError, fingerprint_of
 
 __all__ = ["digits", "gaussian_vectors", "mixture", "toy2d"]

@@ -6,7 +6,7 @@ from csv import reader as csv_reader
 
 import numpy as np
 
-from jaxdiff.data.arrays import ArraySource, arrays
+from jaxdiff.data.memory import ArraySource, arrays
 from jaxdiff.data.spec import DataError
 
 __all__ = ["csv"]
@@ -73,9 +73,7 @@ def _rows(path: pathlib.Path, delimiter: str) -> tuple[list[str], list[list[str]
             if not row:
                 continue
             if len(row) != len(header):
-                raise DataError(
-                    f"{path}, line {table.line_num}: {len(row)} cells under {len(header)} columns"
-                )
+                raise DataError(f"{path}, line {table.line_num}: {len(row)} cells under {len(header)} columns")
             rows.append(row)
             lines.append(table.line_num)
     if all(_is_number(name) for name in header):
@@ -87,9 +85,7 @@ def _rows(path: pathlib.Path, delimiter: str) -> tuple[list[str], list[list[str]
     return header, rows, lines
 
 
-def _numbers(
-    path: pathlib.Path, cells: list[list[str]], lines: list[int], columns: Sequence[str]
-) -> np.ndarray:
+def _numbers(path: pathlib.Path, cells: list[list[str]], lines: list[int], columns: Sequence[str]) -> np.ndarray:
     """Cells as float32 (N, D)."""
     try:
         values = np.array(cells, np.float64)

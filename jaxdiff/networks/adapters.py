@@ -1,13 +1,14 @@
-"""From linen modules to pure functions and plain trees of parameters; the rest of the library sees only these."""
+"""From linen modules to pure functions and plain trees of parameters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.networks.initializers import Initializer
@@ -22,11 +23,12 @@ def as_network(module: nn.Module) -> Network:
     """Turn a module into the pure function ``F(params, x, noise_cond, cond=None, key=None)``.
 
     Args:
-        module: a linen module called as ``module(x, noise_cond, cond, train=...)``, with parameters as its only state.
+        module: a linen module called as ``module(x, noise_cond, cond, train=...)``, with parameters as its
+            only state.
 
     Returns:
-        The network. ``params`` is a plain tree as ``init_params`` gives it. Without ``key`` it evaluates; with
-        ``key`` it trains, and dropout draws from that key.
+        The network. ``params`` is a plain tree as ``init_params`` gives it. Without ``key`` it evaluates;
+        with ``key`` it trains, and dropout draws from that key.
     """
 
     def network(
@@ -58,9 +60,10 @@ def init_params(
 ) -> Params:
     """Draw the parameters of a module as a plain tree of float32 arrays.
 
-    Each parameter follows the distribution that its layer declares, from one long random vector: compiling one random kernel per
-    layer, as ``module.init`` does, takes many seconds on a CPU. A pure function of ``key``; runs under ``jit``.
-    A module with a parameter of a layer from elsewhere is initialised by its own ``init``.
+    Each parameter follows the distribution that its layer declares, from one long random vector: compiling
+    one random kernel per layer, as ``module.init`` does, takes many seconds on a CPU. A pure function of
+    ``key``; runs under ``jit``, with the same result up to rounding. A module with a parameter of a layer
+    from elsewhere is initialised by its own ``init``.
 
     Args:
         module: a linen module called as ``module(x, noise_cond, cond, train=...)``.
@@ -87,49 +90,44 @@ def init_params(
             (x, jax.ShapeDtypeStruct(x.shape[:1], jnp.float32) if noise_cond is None else noise_cond, cond),
         )
         return jax.jit(module.init)(key, *zeros)["params"]
-    layout = tuple((tuple(leaf.shape), declared[name]) for name, (_, leaf) in zip(names, shapes, strict=True))
+    layout = [(tuple(leaf.shape), declared[name]) for name, (_, leaf) in zip(names, shapes, strict=True)]
     return jax.tree_util.tree_unflatten(treedef, _draw(key, layout))
 
 
-def _draw(key: Key[Array, ""], layout: tuple[tuple[tuple[int, ...], Initializer], ...]) -> list[Array]:
-    """Draw one array per (shape, distribution) of ``layout``."""
-    return list(_draw_jit(key, layout))
-
-
-def _draw_all(key, layout):
-    """One uniform and one normal vector, cut into pieces."""
-    totals = {kind: sum(math.prod(s) for s, init in layout if init.kind == kind) for kind in ("uniform", "normal")}
-    keys = dict(zip(totals, jax.random.split(key), strict=True))
+def _draw(key: Key[Array, ""], layout: Sequence[tuple[tuple[int, ...], Initializer]]) -> list[Array]:
+    """Draw one array per (shape, distribution), as scaled pieces of two long vectors."""
+    total = {kind: sum(math.prod(s) for s, init in layout if init.kind == kind) for kind in ("uniform", "normal")}
+    key_uniform, key_normal = jax.random.split(key)
     vectors = {
-        "uniform": jax.random.uniform(keys["uniform"], (totals["uniform"],), jnp.float32, -1.0, 1.0),
-        "normal": jax.random.normal(keys["normal"], (totals["normal"],), jnp.float32),
+        "uniform": jax.random.uniform(key_uniform, (total["uniform"],), jnp.float32, -1.0, 1.0),
+        "normal": jax.random.normal(key_normal, (total["normal"],), jnp.float32),
     }
-    # Without the barrier XLA would copy the random generator into every piece.
-    vectors = jax.lax.optimization_barrier(vectors)
-    used = dict.fromkeys(totals, 0)
-    leaves = []
+    if isinstance(key, Tracer):
+        # Without the barrier XLA would copy the random generator into every piece.
+        vectors = jax.lax.optimization_barrier(vectors)
+    else:
+        # Cut on the host: same pieces, and no slice to compile for each parameter.
+        vectors = jax.device_get(vectors)
+    used, leaves = dict.fromkeys(total, 0), []
     for shape, init in layout:
         if init.kind == "constant":
-            leaves.append(jnp.full(shape, init.scale, jnp.float32))
+            leaves.append(jnp.array(np.full(shape, init.scale, np.float32)))
             continue
-        start, size = used[init.kind], math.prod(shape)
-        used[init.kind] += size
-        leaves.append(init.scale * vectors[init.kind][start : start + size].reshape(shape))
-    return tuple(leaves)
-
-
-_draw_jit = jax.jit(_draw_all, static_argnames="layout")
+        start, stop = used[init.kind], used[init.kind] + math.prod(shape)
+        used[init.kind] = stop
+        leaves.append(jnp.array(vectors[init.kind][start:stop].reshape(shape) * np.float32(init.scale)))
+    return leaves
 
 
 def param_shapes(
-    module: nn.Module, shape: tuple[int, ...], cond_shapes: Mapping[str, jax.ShapeDtypeStruct] | None = None
+    module: nn.Module, shape: tuple[int, ...], cond_shapes: Mapping[str, ArrayLike] | None = None
 ) -> Params:
     """Shapes of a module's parameters, without computing anything.
 
     Args:
         module: a linen module called as ``module(x, noise_cond, cond, train=...)``.
         shape: shape of ``x`` with batch axis, such as (1, 28, 28, 1).
-        cond_shapes: conditioning inputs by name, each with batch axis.
+        cond_shapes: conditioning inputs by name, arrays or shapes, each with batch axis.
 
     Returns:
         A tree like that of ``init_params`` with ``jax.ShapeDtypeStruct`` leaves.

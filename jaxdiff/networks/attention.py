@@ -14,10 +14,13 @@ __all__ = ["LinearAttention", "SelfAttention", "TokenAttention"]
 
 
 class TokenAttention(nn.Module):
-    """Multi-head softmax self-attention among tokens: ``softmax(Q K^T / sqrt(d)) V`` for each head, then a linear map.
+    """Multi-head softmax self-attention among tokens.
 
-    Kernels of Q, K and V are Glorot-uniform over the joint matrix and biases start at 0, as in PyTorch's ``MultiheadAttention``.
-    Fields: ``heads`` (divides the width; sizes of 32 and more per head are fast on a CPU), compute ``dtype``.
+    Equation: ``softmax(Q K^T / sqrt(d)) V`` for each head, then a linear map.
+
+    Kernels of Q, K and V are Glorot-uniform over the joint matrix and biases start at 0, as in PyTorch's
+    ``MultiheadAttention``. Fields: ``heads`` (divides the width; sizes of 32 and more per head are fast on
+    a CPU), compute ``dtype``.
 
     Reference: Vaswani et al. 2017, section 3.2, arXiv:1706.03762.
     """
@@ -40,7 +43,9 @@ class TokenAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head softmax self-attention among the pixels of an image: ``softmax(Q K^T / sqrt(d)) V``.
+    """Multi-head softmax self-attention among the pixels of an image.
+
+    Equation: ``softmax(Q K^T / sqrt(d)) V`` for each head, then a linear map.
 
     Q, K and V are 1x1 convolutions without bias. Fields: ``heads``, ``head_dim``, compute ``dtype``.
 
@@ -62,9 +67,12 @@ class SelfAttention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Self-attention among pixels at linear cost: ``softmax_d(Q) / sqrt(d) (softmax_n(K)^T V)``, a linear map, GroupNorm(1).
+    """Self-attention among the pixels of an image, at linear cost.
 
-    Q is normalised over the features of a head and K over the pixels. Fields: ``heads``, ``head_dim``, compute ``dtype``.
+    Equation: ``softmax_d(Q) / sqrt(d) (softmax_n(K)^T V)`` for each head, a linear map, GroupNorm(1).
+
+    Q is normalised over the features of a head and K over the pixels. Fields: ``heads``, ``head_dim``,
+    compute ``dtype``.
 
     Reference: Shen et al. 2018, Efficient attention, section 3.2, arXiv:1812.01243.
     """

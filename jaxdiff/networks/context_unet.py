@@ -50,19 +50,21 @@ class ConvPair(nn.Module):
 class ContextUnet(nn.Module):
     """U-Net with the noise level added and the context multiplied at every level of the decoder.
 
-    Equation: ``up2 = up_block1(c1 * up1 + t1, down2)``, ``up3 = up_block2(c2 * up2 + t2, down1)``, ``out(concat(up3, x_init))``, where
-    ``c1, c2`` are two-layer embeddings of the context and ``t1, t2`` of ``time_scale * noise_cond``.
+    Equation: ``up2 = up_block1(c1 * up1 + t1, down2)``, ``up3 = up_block2(c2 * up2 + t2, down1)``,
+    ``out(concat(up3, x_init))``, where ``c1, c2`` are two-layer embeddings of the context and ``t1, t2`` of
+    ``time_scale * noise_cond``.
 
-    Two departures from the published network, neither of which changes the number of parameters. BatchNorm is GroupNorm with 8 groups:
-    with BatchNorm the result for one row would depend on the rest of the batch. The transposed
-    convolutions, whose stride equals their kernel, are matrix products (the same function, with a fast gradient).
+    Two departures from the published network, neither of which changes the number of parameters. BatchNorm
+    is GroupNorm with 8 groups: with BatchNorm the result for one row would depend on the rest of the batch.
+    The transposed convolutions, whose stride equals their kernel, are matrix products (the same function,
+    with a fast gradient).
 
     Fields:
         channels: channels of the images.
         n_feat: width; a multiple of 8.
         n_cfeat: length of the context; 0 for none.
-        height, width: size of the images in pixels, multiples of 4; ``width=None`` means square. The bottleneck's
-            kernel is (height/4, width/4), so a network serves one size.
+        height, width: size of the images in pixels, multiples of 4; ``width=None`` means square. The
+            bottleneck's kernel is (height/4, width/4), so a network serves one size.
         time_scale: factor on ``noise_cond``, whose product should be about [0, 1]: 1/T for steps 1..T (the
             published T is 500), 1 for EDM's ln(sigma)/4 or a flow's t.
         dtype: compute type; parameters, embeddings, statistics and output are float32.
@@ -120,7 +122,8 @@ class ContextUnet(nn.Module):
         expected = (self.height, self.height if self.width is None else self.width)
         if x.shape[1:3] != expected:
             raise ValueError(
-                f"ContextUnet was built for {expected[0]}x{expected[1]} images, got {x.shape[1]}x{x.shape[2]}; "
+                f"ContextUnet was built for {expected[0]}x{expected[1]} images, "
+                f"got {x.shape[1]}x{x.shape[2]}; "
                 f"build it with height={x.shape[1]}, width={x.shape[2]}"
             )
         n, time = self.n_feat, (self.time_scale * noise_cond.astype(jnp.float32))[:, None]

@@ -25,10 +25,10 @@ __all__ = ["DDPMUNet", "ResnetBlock"]
 
 
 class ResnetBlock(nn.Module):
-    """Two of (weight-standardised conv3, GroupNorm, SiLU) and a residual; the embedding scales and shifts the first norm.
+    """Residual block of two weight-standardised convolutions, modulated once by the embedding.
 
-    Equation: ``h = SiLU(GN(conv(x)) * (1 + s) + b)``, ``(s, b) = Linear(SiLU(embedding))``; ``y = SiLU(GN(conv(h))) + shortcut(x)``.
-    The shortcut is a 1x1 convolution where the width changes.
+    Equation: ``h = SiLU(GN(conv(x)) * (1 + s) + b)``, ``(s, b) = Linear(SiLU(embedding))``; ``y =
+    SiLU(GN(conv(h))) + shortcut(x)``. The shortcut is a 1x1 convolution where the width changes.
     """
 
     features: int
@@ -56,24 +56,24 @@ class ResnetBlock(nn.Module):
 class DDPMUNet(nn.Module):
     """U-Net with linear attention at every level and softmax attention at the bottleneck.
 
-    Stem 1x1; per level two residual blocks and linear attention, two concatenated skips; space-to-depth and 1x1 convolution
-    down, nearest and conv3 up; the first feature map joins before the final residual block; head 1x1.
-    The defaults have 2,020,257 parameters.
+    Stem 1x1; per level two residual blocks and linear attention, two concatenated skips; space-to-depth and
+    1x1 convolution down, nearest and conv3 up; the first feature map joins before the final residual block;
+    head 1x1. The defaults have 2,020,257 parameters.
 
     Fields:
         dim: width of the first level; even, and a multiple of ``groups``.
         dim_mults: width of each level in units of ``dim``; its length is the number of levels.
         channels: channels of the images.
         out_channels: channels of the output; None for ``channels``.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null
-            label, and a missing label counts as null. With 0 classes labels are ignored.
-        time_scale: factor on ``noise_cond`` before its sinusoidal embedding, which expects steps such as 1..1000: 1 for these,
-            1000 for EDM's ln(sigma)/4 (about -1.5..1.1) or a flow's t in [0, 1].
+        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is
+            the null label, and a missing label counts as null. With 0 classes labels are ignored.
+        time_scale: factor on ``noise_cond`` before its sinusoidal embedding, which expects steps such as
+            1..1000: 1 for these, 1000 for EDM's ln(sigma)/4 (about -1.5..1.1) or a flow's t in [0, 1].
         dropout: rate after the first half of every residual block, in [0, 1).
         groups: groups of every GroupNorm inside residual blocks.
         heads, head_dim: of every attention.
-        patch: move ``patch`` x ``patch`` pixels into channels before the stem and back after the head; 2 makes a step
-            about four times cheaper.
+        patch: move ``patch`` x ``patch`` pixels into channels before the stem and back after the head; 2
+            makes a step about four times cheaper.
         zero_init_head: start the head at zero, so that the network first predicts 0.
         dtype: compute type; parameters, embeddings of the noise level, statistics and output are float32.
 
@@ -82,7 +82,8 @@ class DDPMUNet(nn.Module):
     Raises:
         ValueError: for fields out of range, or an input of the wrong channels or size.
 
-    Reference: Ho et al. 2020, appendix B, arXiv:2006.11239; Rogge and Rasul 2022, The annotated diffusion model.
+    Reference: Ho et al. 2020, appendix B, arXiv:2006.11239; Rogge and Rasul 2022, The annotated diffusion
+    model.
 
     Example:
         >>> DDPMUNet(dim=8, dim_mults=(1, 2)).size_factor
@@ -142,7 +143,9 @@ class DDPMUNet(nn.Module):
         check_channels("DDPMUNet", x.shape, self.channels)
         check_divisible(x.shape[1:3], self.size_factor)
         features, head = 4 * self.dim, constant(0.0) if self.zero_init_head else None
-        embedding = NoiseEmbedding(features, self.dim, self.time_scale, self.num_classes, name="noise")(noise_cond, cond)
+        embedding = NoiseEmbedding(features, self.dim, self.time_scale, self.num_classes, name="noise")(
+            noise_cond, cond
+        )
         stem = Linear(self.dim, dtype=self.dtype, name="stem")(space_to_depth(x, self.patch))
         h, skips = self._down(stem, embedding, train)
         h = self._block(h, embedding, train, self.dim * self.dim_mults[-1], "middle_block1")

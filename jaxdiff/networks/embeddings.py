@@ -1,4 +1,4 @@
-"""Embeddings of the noise level, of positions and of labels. All in float32, whatever the networks compute in."""
+"""Embeddings of the noise level, of positions and of labels; float32 whatever the networks compute in."""
 
 import math
 
@@ -12,7 +12,13 @@ from jaxdiff.networks.initializers import declare, normal
 from jaxdiff.networks.layers import Linear
 from jaxdiff.typing import Cond
 
-__all__ = ["LabelEmbedding", "NoiseEmbedding", "labels_or_null", "positional_encoding", "sinusoidal_embedding"]
+__all__ = [
+    "LabelEmbedding",
+    "NoiseEmbedding",
+    "labels_or_null",
+    "positional_encoding",
+    "sinusoidal_embedding",
+]
 
 
 def _frequencies(dim: int, max_period: float) -> np.ndarray:
@@ -28,9 +34,9 @@ def sinusoidal_embedding(
 ) -> Float[Array, "batch {dim}"]:
     """Embed real numbers as ``concat(sin(w_k v), cos(w_k v))``, ``w_k = max_period^(-k / (dim/2 - 1))``.
 
-    The finest wave has the period 2*pi, the coarsest 2*pi*max_period. Values that must be told apart should therefore
-    differ by about 0.01 or more, and span less than 2*pi*max_period: steps 1..T fit as they are, and a value of order one is
-    multiplied by 1000 first.
+    The finest wave has the period 2*pi, the coarsest 2*pi*max_period. Values that must be told apart should
+    therefore differ by about 0.01 or more, and span less than 2*pi*max_period: steps 1..T fit as they are,
+    and a value of order one is multiplied by 1000 first.
 
     Args:
         values: any real numbers; negative ones are fine. Computed in float32.
@@ -95,7 +101,7 @@ def labels_or_null(cond: Cond, batch: int, num_classes: int) -> Int[Array, " {ba
 
 
 class LabelEmbedding(nn.Module):
-    """Look up a learned vector for each label; row ``num_classes`` is the null label. A label out of range gives NaN."""
+    """Learned vector of each label; row ``num_classes`` is the null label, a label out of range gives NaN."""
 
     num_classes: int
     features: int
@@ -108,15 +114,18 @@ class LabelEmbedding(nn.Module):
 
 
 class NoiseEmbedding(nn.Module):
-    """Embed the noise level and, if there are classes, the label: ``e = MLP(sinusoid(time_scale * noise)) [+ MLP(table[label])]``.
+    """Embed the noise level and, if there are classes, the label.
 
-    Each MLP is Linear, GELU, Linear. All in float32, so that neighbouring noise levels stay apart under bfloat16.
+    Equation: ``e = MLP(sinusoid(time_scale * noise)) [+ MLP(table[label])]``.
+
+    Each MLP is Linear, GELU, Linear. All in float32, so that neighbouring noise levels stay apart under
+    bfloat16.
 
     Fields:
         features: size of the result.
         dim: dimensions of the sinusoid and of the label table; even.
-        time_scale: factor on ``noise_cond`` before the sinusoid: 1 for steps 1..T, about 1000 for values of order
-            one, such as EDM's ln(sigma)/4 or a flow's t in [0, 1].
+        time_scale: factor on ``noise_cond`` before the sinusoid: 1 for steps 1..T, about 1000 for values of
+            order one, such as EDM's ln(sigma)/4 or a flow's t in [0, 1].
         num_classes: 0 for no labels; otherwise a missing label counts as the null label.
     """
 

@@ -1,7 +1,7 @@
 """Parameter distributions as plain values, so that a whole network can be drawn in one random call.
 
-``Module.init`` compiles one random kernel per parameter, which takes many seconds for a U-Net on a CPU. The layers
-of this package declare each parameter together with its distribution; ``adapters.init_params`` reads
+``Module.init`` compiles one random kernel per parameter, which takes many seconds for a U-Net on a CPU. The
+layers of this package declare each parameter together with its distribution; ``adapters.init_params`` reads
 the declarations by abstract evaluation and draws all parameters from one long random vector.
 """
 
@@ -52,7 +52,8 @@ def normal(std: float) -> Initializer:
 def fan_in_uniform(fan_in: int) -> Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): kernels and biases of linear and convolution layers in PyTorch.
 
-    Reference: He et al. 2015, with the gain of sqrt(1/3) that the public networks here were trained with, arXiv:1502.01852.
+    Reference: He et al. 2015, with the gain of sqrt(1/3) that the public networks here were trained with,
+    arXiv:1502.01852.
     """
     return Initializer("uniform", 1.0 / math.sqrt(fan_in))
 
@@ -79,4 +80,4 @@ def declare(module: nn.Module, name: str, init: Initializer, shape: tuple[int, .
     """
     if module.is_initializing():
         module.variable("initializers", name, lambda: init)
-    return module.param(name, init, shape, jnp.float32)
+    return jnp.asarray(module.param(name, init, shape, jnp.float32))

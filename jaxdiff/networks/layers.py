@@ -4,6 +4,9 @@ What the layers avoid is slow on a CPU: transposed and grouped convolutions, 1x1
 convolutions, windowed max pooling, and group normalisation that visits the activations more than twice.
 """
 
+import functools
+from collections.abc import Sequence
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -28,7 +31,7 @@ __all__ = [
 ]
 
 
-def check_divisible(size: tuple[int, int], factor: int) -> None:
+def check_divisible(size: Sequence[int], factor: int) -> None:
     """Refuse an image whose height or width is no positive multiple of ``factor``.
 
     Args:
@@ -82,8 +85,14 @@ def upsample_nearest(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array
 
 
 def max_pool(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
-    """Maximum of each ``factor`` x ``factor`` neighbourhood (as a reduction: its gradient is fast on every backend)."""
-    return einops.reduce(x, "b (h p) (w q) c -> b h w c", "max", p=factor, q=factor)
+    """Maximum of each ``factor`` x ``factor`` neighbourhood; ties give the gradient to the first pixel.
+
+    Written with comparisons, as windowed reductions have a slow gradient on a CPU and plain ones a fragile
+    gradient: it divides by the number of entries that equal the maximum, which is 0 when the compiler
+    computes an entry twice with different rounding.
+    """
+    pixels = einops.rearrange(x, "b (h p) (w q) c -> (p q) b h w c", p=factor, q=factor)
+    return functools.reduce(lambda a, b: jnp.where((a >= b) | jnp.isnan(a), a, b), pixels)
 
 
 def _channelwise(vector: Array, ndim: int) -> Array:
@@ -94,8 +103,8 @@ def _channelwise(vector: Array, ndim: int) -> Array:
 class Linear(nn.Module):
     """``y = x W + b`` over the last axis; also the 1x1 convolution.
 
-    Fields: ``features`` outputs, ``use_bias``, ``kernel_init`` (default U(+-1/sqrt(fan_in))), ``bias_init`` (the same),
-    compute ``dtype``.
+    Fields: ``features`` outputs, ``use_bias``, ``kernel_init`` (default U(+-1/sqrt(fan_in))), ``bias_init``
+    (the same), compute ``dtype``.
     """
 
     features: int
@@ -120,9 +129,11 @@ class Linear(nn.Module):
 class Conv(nn.Module):
     """3x3 convolution (or any odd ``size``), stride 1, zero padding that keeps height and width.
 
-    Equation: ``y = conv(x, W) + b``; with ``standardized`` every output channel uses ``(W - mean(W)) / sqrt(var(W) + 1e-5)``.
+    Equation: ``y = conv(x, W) + b``; with ``standardized`` every output channel uses ``(W - mean(W)) /
+    sqrt(var(W) + 1e-5)``.
 
-    Reference: Qiao et al. 2019, Micro-batch training with batch-channel normalization and weight standardization, arXiv:1903.10520.
+    Reference: Qiao et al. 2019, Micro-batch training with batch-channel normalization and weight
+    standardization, arXiv:1903.10520.
     """
 
     features: int
@@ -152,8 +163,8 @@ class Conv(nn.Module):
 class TransposedConv(nn.Module):
     """Transposed convolution whose stride equals its kernel, as one matrix product and a rearrangement.
 
-    Equation: ``y[i*kh + p, j*kw + q] = x[i, j] W[p, q] + b``. Without overlap this is exactly the published layer, and its gradient
-    is free of the dilated convolutions that are very slow on a CPU.
+    Equation: ``y[i*kh + p, j*kw + q] = x[i, j] W[p, q] + b``. Without overlap this is exactly the published
+    layer, and its gradient is free of the dilated convolutions that are very slow on a CPU.
     """
 
     features: int
@@ -176,8 +187,9 @@ class TransposedConv(nn.Module):
 class GroupNorm(nn.Module):
     """Normalise groups of channels of one example, then scale and shift each channel.
 
-    Equation: ``y = (x - mean_g) / sqrt(var_g + epsilon) * gamma + beta``, then ``y * (1 + scale) + shift`` when both are given. The
-    moments are summed over space first and everything is folded into one multiply-add per channel.
+    Equation: ``y = (x - mean_g) / sqrt(var_g + epsilon) * gamma + beta``, then ``y * (1 + scale) + shift``
+    when both are given. The moments are summed over space first and everything is folded into one
+    multiply-add per channel.
 
     Reference: Wu and He 2018, Group normalization, arXiv:1803.08494.
     """
@@ -219,7 +231,10 @@ class GroupNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalise the last axis: ``y = (x - mean) / sqrt(var + epsilon) * gamma + beta``; ``affine=False`` leaves gamma and beta out.
+    """Normalise the last axis.
+
+    Equation: ``y = (x - mean) / sqrt(var + epsilon) * gamma + beta``; ``affine=False`` leaves gamma and
+    beta out.
 
     Reference: Ba et al. 2016, Layer normalization, arXiv:1607.06450.
     """

@@ -16,13 +16,14 @@ __all__ = ["MLP"]
 class MLP(nn.Module):
     """Residual perceptron over points.
 
-    ``h = Linear(x)``; per block ``h += Linear(SiLU(Linear(LN(h)) + Linear(SiLU(embedding))))``; ``y = Linear(LN(h))``.
+    ``h = Linear(x)``; per block ``h += Linear(SiLU(Linear(LN(h)) + Linear(SiLU(embedding))))``; ``y =
+    Linear(LN(h))``.
 
     Fields:
         hidden: width; even.
         layers: number of residual blocks.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded; the last one is the null
-            label, and a missing label counts as null.
+        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded; the last one is
+            the null label, and a missing label counts as null.
         time_scale: factor on ``noise_cond`` before its sinusoidal embedding: 1 for steps 1..T, 1000 for
             EDM's ln(sigma)/4 or a flow's t.
         dropout: rate inside every block, in [0, 1).

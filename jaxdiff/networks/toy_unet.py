@@ -15,9 +15,9 @@ __all__ = ["ToyUNet"]
 class ToyUNet(nn.Module):
     """Smallest useful denoiser of images: ten 3x3 convolutions, each followed by SiLU.
 
-    ``c -> 32 -> 32 | pool | 64 -> 64 | pool | 64 -> 64 | up, + skip | 64 -> 32 | up, + skip | 32 -> c``, with max pooling, nearest
-    upsampling and skips that are added. 203,777 parameters with one channel. The noise level is not used, the network
-    has to see it in the image; conditioning inputs are ignored.
+    ``c -> 32 -> 32 | pool | 64 -> 64 | pool | 64 -> 64 | up, + skip | 64 -> 32 | up, + skip | 32 -> c``,
+    with max pooling, nearest upsampling and skips that are added. 203,777 parameters with one channel. The
+    noise level is not used, the network has to see it in the image; conditioning inputs are ignored.
 
     Fields:
         channels: channels of the images.

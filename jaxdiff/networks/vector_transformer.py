@@ -20,10 +20,12 @@ __all__ = ["TransformerLayer", "VectorTransformer"]
 class TransformerLayer(nn.Module):
     """Pre-norm encoder layer: ``h += Attention(LN(h))``, then ``h += F(LN(h))``, each with dropout.
 
-    F is ``Linear(GELU(Linear(.)))`` ("gelu") or ``tanh(Linear(.))`` ("tanh"). When an embedding is given, each half becomes
-    ``h += gate * f((1 + scale) * LN(h) + shift)`` with (shift, scale, gate) = Linear(SiLU(embedding)) that starts at zero.
+    F is ``Linear(GELU(Linear(.)))`` ("gelu") or ``tanh(Linear(.))`` ("tanh"). When an embedding is given,
+    each half becomes ``h += gate * f((1 + scale) * LN(h) + shift)`` with (shift, scale, gate) =
+    Linear(SiLU(embedding)) that starts at zero.
 
-    Reference: Vaswani et al. 2017, arXiv:1706.03762; adaLN-Zero: Peebles and Xie 2022, section 3.2, arXiv:2212.09748.
+    Reference: Vaswani et al. 2017, arXiv:1706.03762; adaLN-Zero: Peebles and Xie 2022, section 3.2,
+    arXiv:2212.09748.
     """
 
     heads: int
@@ -46,7 +48,9 @@ class TransformerLayer(nn.Module):
         gate = None
         if embedding is not None:
             zero = constant(0.0)
-            linear = Linear(3 * h.shape[-1], kernel_init=zero, bias_init=zero, dtype=self.dtype, name=f"{name}_modulation")
+            linear = Linear(
+                3 * h.shape[-1], kernel_init=zero, bias_init=zero, dtype=self.dtype, name=f"{name}_modulation"
+            )
             shift, scale, gate = jnp.split(linear(jax.nn.silu(embedding))[:, None, :], 3, axis=-1)
             y = y * (1.0 + scale) + shift
         y = nn.Dropout(self.dropout, deterministic=not train)(function(y))
@@ -63,10 +67,11 @@ class TransformerLayer(nn.Module):
 class VectorTransformer(nn.Module):
     """Transformer encoder whose tokens are the positions of a vector; the output has the shape of the input.
 
-    ``tokens = Linear(x + PE)``, ``layers`` pre-norm attention layers, LayerNorm, Linear. A (batch, L) input is spread over the
-    ``position_dim`` dimensions of the encoding as it is; (batch, L, F) goes through a Linear layer first. Positions of one vector attend to
-    each other; rows of the batch never do. ``feed_forward="tanh", conditioning="add"`` with hidden 512 or 1024 and
-    1 or 2 heads is the published denoiser of vectors.
+    ``tokens = Linear(x + PE)``, ``layers`` pre-norm attention layers, LayerNorm, Linear. A (batch, L) input
+    is spread over the ``position_dim`` dimensions of the encoding as it is; (batch, L, F) goes through a
+    Linear layer first. Positions of one vector attend to each other; rows of the batch never do.
+    ``feed_forward="tanh", conditioning="add"`` with hidden 512 or 1024 and 1 or 2 heads is the published
+    denoiser of vectors.
 
     Fields:
         hidden: width of the tokens; even, divisible by ``heads``.
@@ -74,10 +79,10 @@ class VectorTransformer(nn.Module):
         heads: attention heads.
         position_dim: dimensions of the positional encoding; even.
         feed_forward: "gelu" (two layers, ``mlp_ratio`` times wider inside) or "tanh" (one layer).
-        conditioning: how the noise level (and label) enters: "adaln" modulates every layer, starting from the identity; "add" adds
-            its embedding to every token.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded; the last one is the null
-            label, and a missing label counts as null.
+        conditioning: how the noise level (and label) enters: "adaln" modulates every layer, starting from
+            the identity; "add" adds its embedding to every token.
+        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded; the last one is
+            the null label, and a missing label counts as null.
         time_scale: factor on ``noise_cond`` before its sinusoidal embedding: 1 for steps 1..T, 1000 for
             EDM's ln(sigma)/4 or a flow's t.
         dropout: rate on the result of attention and feed-forward, in [0, 1).

@@ -116,9 +116,7 @@ def variance_knob(kind: str, n: int, *, value: float = 1.0) -> Float[Array, " n"
 def _check_scale(noise_scale: Scalar | Array | np.ndarray, n: int) -> Array:
     scale = jnp.asarray(noise_scale)
     if scale.shape not in ((), (n,)):
-        raise ValueError(
-            f"noise_scale has shape {scale.shape}: give a number, or one per step, shape ({n},)."
-        )
+        raise ValueError(f"noise_scale has shape {scale.shape}: give a number, or one per step, shape ({n},).")
     if isinstance(noise_scale, float | int | np.ndarray) and not np.all(np.asarray(noise_scale) >= 0):
         raise ValueError(f"noise_scale={noise_scale} must not be negative.")
     return scale

@@ -146,9 +146,7 @@ def playground(
         return mix, after * mix
 
     scale = coefficients[2].astype(x.dtype), coefficients[3].astype(x.dtype)
-    mix, states = scan_steps(
-        step, x / scale[0][0], cast(coefficients, x), trajectory=trajectory, unroll=unroll
-    )
+    mix, states = scan_steps(step, x / scale[0][0], cast(coefficients, x), trajectory=trajectory, unroll=unroll)
     return pack(x, mix * scale[1][-1], states)
 
 

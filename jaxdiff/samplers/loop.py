@@ -74,9 +74,7 @@ def as_grid(x: Array, sigmas: Array | np.ndarray, *, inversion: bool) -> Grid:
         if not np.isfinite(known).all():
             raise ValueError(f"sigmas must be finite, got {known}.")
         if known[0] <= 0 or known[-1] < 0:
-            raise ValueError(
-                f"sigmas run from {known[0]} to {known[-1]}: start above 0 and end at 0 or above."
-            )
+            raise ValueError(f"sigmas run from {known[0]} to {known[-1]}: start above 0 and end at 0 or above.")
         if not ((steps < 0).all() or (inversion and (steps > 0).all())):
             also = " (or strictly increase, for inversion)" if inversion else ""
             raise ValueError(f"sigmas must strictly decrease{also}, got {known}: see jaxdiff.grids.explicit.")

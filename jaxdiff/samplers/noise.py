@@ -73,14 +73,10 @@ def check_key(key: Keys | None, x: Array, method: str) -> Keys:
         ValueError: for a missing key, a raw one, or a number of keys other than the batch.
     """
     if key is None:
-        raise ValueError(
-            f"{method} draws noise and needs a key: pass jax.random.key(seed), or one key per sample."
-        )
+        raise ValueError(f"{method} draws noise and needs a key: pass jax.random.key(seed), or one key per sample.")
     _check_kind(key)
     if key.ndim == 1 and key.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"{method} got {key.shape[0]} keys for a batch of {x.shape[0]}: pass one key per sample."
-        )
+        raise ValueError(f"{method} got {key.shape[0]} keys for a batch of {x.shape[0]}: pass one key per sample.")
     return key
 
 
@@ -114,11 +110,7 @@ def _normal(keys: Keys, index: Array | int, shape: tuple[int, ...], dtype: np.dt
     # The bits are those of jax.random.normal on every platform; only a CPU gains from making them this way.
     if not (quick and jax.default_backend() == "cpu"):
         return one(keys) if keys.ndim == 0 else jax.vmap(one)(keys)
-    folded = (
-        jax.random.fold_in(keys, index)
-        if keys.ndim == 0
-        else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-    )
+    folded = jax.random.fold_in(keys, index) if keys.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
     words = jax.random.key_data(folded).reshape(-1, 2)
     return _bits_to_normal(_threefry(words, size)).reshape(keys.shape + shape)
 

@@ -30,9 +30,7 @@ def _log_noise_levels(schedule: "DiscreteSchedule") -> Float64[np.ndarray, " ste
     """ln(sqrt((1 - abar) / abar)) for steps 1..T in float64, without the cancellation of 1 - abar."""
     log_abar = schedule.log_alphas_cumprod()
     with np.errstate(over="ignore"):
-        ratio = np.where(
-            np.isneginf(log_abar), np.inf, np.expm1(-np.where(np.isneginf(log_abar), -1, log_abar))
-        )
+        ratio = np.where(np.isneginf(log_abar), np.inf, np.expm1(-np.where(np.isneginf(log_abar), -1, log_abar)))
     return 0.5 * np.log(ratio)
 
 
@@ -170,9 +168,7 @@ class ScaledLinear(Quadratic):
     beta_end: float = 1.2e-2
 
 
-def _betas_from_log_alpha_bar(
-    log_alpha_bar: Float64[np.ndarray, " knots"], low: float, high: float
-) -> np.ndarray:
+def _betas_from_log_alpha_bar(log_alpha_bar: Float64[np.ndarray, " knots"], low: float, high: float) -> np.ndarray:
     return np.clip(-np.expm1(np.diff(log_alpha_bar)), low, high)
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -149,28 +151,16 @@ def npz(
         return arrays(x, sample_rate=sample_rate, origin=str(path), fingerprint=fingerprint)
     try:
         with np.load(path, allow_pickle=False) as file:
-            keys = list(file.files)
-            x_key = x_key or _find(keys, split, ("image", "images", "x", "X", "data"), ("arr_0",))
-            if x_key is None or x_key not in keys:
-                wanted = f"no key {x_key!r}" if x_key else f"no examples of split {split!r} recognised"
-                raise DataError(f"{path}: {wanted}; it holds {', '.join(keys)}: name one with x_key")
-            if label_key is None:
-                label_key = _find(keys, split, ("label", "labels", "y", "targets"), ("arr_1",))
-            if label_key and label_key not in keys:
-                raise DataError(f"{path}: no key {label_key!r}; it holds {', '.join(keys)}")
+            x_key, label_key = _keys(path, file.files, split, x_key, label_key)
             x, labels = file[x_key], file[label_key] if label_key else None
             if labels is not None and num_classes is None and not class_names:
-                num_classes = _count_classes(file, keys, label_key or "", split)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+                num_classes = _count_classes(file, label_key, split)
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as .npz of plain arrays: {error}") from error
-    origin = f"{path}: examples from {x_key!r}, " + (
-        f"labels from {label_key!r}" if label_key else "no labels"
-    )
-    return arrays(
-        x, labels, num_classes=num_classes, class_names=class_names, sample_rate=sample_rate, origin=origin
-    )
+    origin = f"{path}: examples from {x_key!r}, " + (f"labels from {label_key!r}" if label_key else "no labels")
+    return arrays(x, labels, num_classes=num_classes, class_names=class_names, sample_rate=sample_rate, origin=origin)
 
 
 def _load_npy(path: pathlib.Path) -> tuple[np.ndarray, str | None]:
@@ -179,9 +169,24 @@ def _load_npy(path: pathlib.Path) -> tuple[np.ndarray, str | None]:
         if stat.st_size <= MAP_BYTES:
             return np.load(path, allow_pickle=False), None
         x = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as .npy: {error}") from error
     return x, fingerprint_of(path.name, x.shape, str(x.dtype), stat.st_size, int(stat.st_mtime))
+
+
+def _keys(
+    path: pathlib.Path, keys: Sequence[str], split: str, x_key: str | None, label_key: str | None
+) -> tuple[str, str]:
+    """Keys of the examples and of the labels ("" for none), as given or as found."""
+    x_key = x_key or _find(keys, split, ("image", "images", "x", "X", "data"), ("arr_0",))
+    if x_key is None or x_key not in keys:
+        wanted = f"no key {x_key!r}" if x_key else f"no examples of split {split!r} recognised"
+        raise DataError(f"{path}: {wanted}; it holds {', '.join(keys)}: name one with x_key")
+    if label_key is None:
+        label_key = _find(keys, split, ("label", "labels", "y", "targets"), ("arr_1",)) or ""
+    if label_key and label_key not in keys:
+        raise DataError(f"{path}: no key {label_key!r}; it holds {', '.join(keys)}")
+    return x_key, label_key
 
 
 def _find(keys: Sequence[str], split: str, stems: Sequence[str], plain: Sequence[str]) -> str | None:
@@ -191,9 +196,9 @@ def _find(keys: Sequence[str], split: str, stems: Sequence[str], plain: Sequence
     return next((name for name in names if name in keys), None)
 
 
-def _count_classes(file: np.lib.npyio.NpzFile, keys: Sequence[str], label_key: str, split: str) -> int | None:
+def _count_classes(file: np.lib.npyio.NpzFile, label_key: str, split: str) -> int | None:
     """Largest label + 1 over every split, so that all splits of one file agree."""
-    twins = [key for key in keys if split in label_key and _matches(key, label_key, split)]
+    twins = [key for key in file.files if split in label_key and _matches(key, label_key, split)]
     found = [file[key] for key in {label_key, *twins}]
     if any(labels.dtype.kind not in "iu" or not labels.size for labels in found):
         return None
@@ -207,32 +212,22 @@ def _matches(key: str, label_key: str, split: str) -> bool:
 
 def _as_images(x: np.ndarray) -> np.ndarray:
     if x.dtype != np.uint8:
-        raise DataError(
-            f"images must be uint8 in 0..255, got {x.dtype}: scale and cast them, or kind='array'"
-        )
+        raise DataError(f"images must be uint8 in 0..255, got {x.dtype}: scale and cast them, or kind='array'")
     if x.ndim == 3:
         x = x[..., None]
     if x.ndim != 4:
-        raise DataError(
-            f"uint8 images must be (N, H, W) or (N, H, W, C), got {x.shape}: reshape, or cast to float32"
-        )
+        raise DataError(f"uint8 images must be (N, H, W) or (N, H, W, C), got {x.shape}: reshape, or cast to float32")
     if x.shape[-1] > MAX_CHANNELS:
         hint = "np.moveaxis(x, 1, -1)" if x.shape[1] <= MAX_CHANNELS else "kind='array' with float32 values"
-        raise DataError(
-            f"images have 1 to {MAX_CHANNELS} channels on the last axis, got shape {x.shape}: try {hint}"
-        )
+        raise DataError(f"images have 1 to {MAX_CHANNELS} channels on the last axis, got shape {x.shape}: try {hint}")
     return _checked(x)
 
 
 def _as_floats(x: np.ndarray) -> np.ndarray:
     if x.dtype.kind != "f":
-        raise DataError(
-            f"examples must be uint8 images or floating values, got {x.dtype}: cast to one of them"
-        )
+        raise DataError(f"examples must be uint8 images or floating values, got {x.dtype}: cast to one of them")
     if x.ndim < 2:
-        raise DataError(
-            f"examples must have the shape (N, ...), got {x.shape}: reshape to (N, 1) for numbers"
-        )
+        raise DataError(f"examples must have the shape (N, ...), got {x.shape}: reshape to (N, 1) for numbers")
     mapped = isinstance(x, np.memmap)
     with np.errstate(over="ignore", invalid="ignore"):  # both are reported below
         x = _checked(x.astype(np.float32, copy=False))
@@ -276,7 +271,5 @@ def _as_labels(
         raise DataError(f"labels must be integers or strings, got {found.dtype}: cast them")
     num_classes = num_classes or len(class_names) or int(found.max()) + 1
     if found.min() < 0 or found.max() >= num_classes:
-        raise DataError(
-            f"labels run from {found.min()} to {found.max()} but must lie in 0..{num_classes - 1}"
-        )
+        raise DataError(f"labels run from {found.min()} to {found.max()} but must lie in 0..{num_classes - 1}")
     return found.astype(np.int32), class_names, num_classes

@@ -5,12 +5,12 @@ import io
 import pathlib
 import wave
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
-from jaxdiff.data.arrays import ArraySource
 from jaxdiff.data.files import Container, Entry, FileSource, list_entries, open_container, read_files
+from jaxdiff.data.memory import ArraySource
 from jaxdiff.data.spec import DataError, DataSpec
 
 __all__ = ["WavDecoder", "audio"]
@@ -54,7 +54,7 @@ class WavDecoder:
             raise ValueError(f"the file ends after {len(x)} of {wanted} samples")
         return np.pad(x, (0, self.length - len(x))).astype(np.float32)
 
-    def probe(self, file: IO[bytes]) -> tuple[int]:
+    def probe(self, file: io.BufferedIOBase) -> tuple[int]:
         """Return the shape of the example, after a look at the header.
 
         Args:
@@ -63,15 +63,13 @@ class WavDecoder:
         Returns:
             (length,).
         """
-        with wave.open(file) as opened:
+        with wave.open(cast(IO[bytes], file)) as opened:
             self._check_rate(opened)
         return (self.length,)
 
     def _check_rate(self, file: wave.Wave_read) -> None:
         if file.getframerate() != self.sample_rate:
-            raise DataError(
-                f"{file.getframerate()} Hz, but the first recording has {self.sample_rate} Hz: resample it"
-            )
+            raise DataError(f"{file.getframerate()} Hz, but the first recording has {self.sample_rate} Hz: resample it")
 
 
 def audio(

@@ -1,0 +1,25 @@
+"""The playground's DDPM U-Net on MNIST: eps prediction, T = 1000 cosine steps, posterior variance with a knob."""
+
+from jaxdiff.config import (
+    Config,
+    DataConfig,
+    DDPMUNetConfig,
+    NoiseLevelConfig,
+    OptimConfig,
+    ParameterizationConfig,
+    SampleConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+CONFIG = Config(
+    name="playground-ddpm",
+    data=DataConfig(kind="npz"),
+    network=DDPMUNetConfig(dim=28, dim_mults=(1, 2, 4)),
+    schedule=ScheduleConfig(kind="cosine", num_steps=1000, min_beta=1e-4, max_beta=0.9999),
+    parameterization=ParameterizationConfig(kind="eps"),
+    noise_levels=NoiseLevelConfig(kind="uniform_time", low_discrepancy=True),
+    optim=OptimConfig(lr=1e-3, warmup=100, decay="cosine", ema=0.995),
+    train=TrainConfig(steps=1500, batch_size=32, log_every=50, save_every=500),
+    sample=SampleConfig(sampler="ddpm", grid="uniform_time", steps=1000, clip=True, num=64, batch_size=64),
+)

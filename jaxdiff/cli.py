@@ -1,0 +1,92 @@
+"""What the command-line programs share: how they start, and how they end."""
+
+import importlib.util
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import jax
+
+from jaxdiff.compilation import enable_cache
+from jaxdiff.config import Config, RuntimeConfig
+from jaxdiff.typing import require
+
+__all__ = ["load_recipes", "run_main", "start"]
+
+DEBUG = "JAXDIFF_DEBUG"
+USAGE = 2
+
+
+def run_main(main: Callable[[], int], exits: dict[type[Exception], int] | None = None) -> int:
+    """Run a program; a wrong argument or file ends it with one line on stderr.
+
+    Args:
+        main: returns the exit code.
+        exits: exit codes of the program's own exceptions; ``ValueError`` and ``OSError`` exit with 2. Other
+            exceptions are bugs and keep their traceback, and so do all when JAXDIFF_DEBUG is set.
+
+    Returns:
+        The exit code.
+    """
+    codes: dict[type[Exception], int] = {**(exits or {}), ValueError: USAGE, OSError: USAGE}
+    try:
+        return main()
+    except tuple(codes) as error:
+        if os.environ.get(DEBUG):
+            raise
+        code = next(code for kind, code in codes.items() if isinstance(error, kind))
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {text}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to go on", file=sys.stderr)
+        return 130
+
+
+def start(config: RuntimeConfig) -> str:
+    """Prepare JAX before the first array exists: compilation cache, precision of products, log format.
+
+    Returns:
+        A line that says what runs where.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("jaxdiff").setLevel(logging.INFO)
+    cache = enable_cache()
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    devices = jax.devices()
+    return (
+        f"jax {jax.__version__} on {len(devices)} {devices[0].platform} device(s), "
+        f"products at {config.matmul_precision!r} precision, compilation cache {cache}"
+    )
+
+
+def load_recipes(folder: pathlib.Path) -> dict[str, tuple[str, Config]]:
+    """Read every recipe of a folder: one Python file each, with a docstring and ``CONFIG``.
+
+    Returns:
+        Name -> (first line of the docstring, configuration), by name.
+
+    Raises:
+        ValueError: the folder has none, or a file lacks ``CONFIG``.
+    """
+    recipes = {}
+    for path in sorted(folder.glob("[a-z]*.py")):
+        module = _load(path)
+        config = getattr(module, "CONFIG", None)
+        require(isinstance(config, Config), f"{path} defines no CONFIG = jaxdiff.config.Config(...)")
+        assert isinstance(config, Config)  # narrows the type
+        recipes[config.name] = ((module.__doc__ or "").strip().splitlines()[0], config)
+    require(bool(recipes), f"no recipes in {folder}: run this program from a clone of the repository")
+    return recipes
+
+
+def _load(path: pathlib.Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"jaxdiff_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"cannot load the recipe {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

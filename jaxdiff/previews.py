@@ -1,0 +1,77 @@
+"""Pictures of samples drawn while training: the same seeds at every step, from the averaged weights."""
+
+import io
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import build, outputs, viz
+from jaxdiff.compilation import compiler_options
+from jaxdiff.config import Config
+from jaxdiff.data import Loader, to_uint8
+from jaxdiff.typing import Params, require
+
+__all__ = ["write_preview"]
+
+COUNT = 100
+
+
+def write_preview(
+    config: Config, model: build.Model, folder: pathlib.Path, loader: Loader
+) -> Callable[[int, Params], np.ndarray]:
+    """Build the function that draws, writes and returns the sample picture of a step; it compiles once.
+
+    Args:
+        config: the run; section ``sample`` says how to draw.
+        model: from ``build.model``.
+        folder: run directory; pictures go to its folder ``samples_while_training``.
+        loader: the training data, for comparison.
+
+    Returns:
+        ``(step, params) -> picture``, uint8 (height, width, channels).
+
+    Raises:
+        ValueError: the data have no picture (only images and points of the plane do).
+    """
+    spec = model.spec
+    require(
+        spec.kind == "image" or spec.shape == (2,),
+        f"train.sample_every: data of kind {spec.kind!r} and shape {spec.shape} have no picture; use 0",
+    )
+    count = COUNT if spec.kind == "image" else 2000
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(count))
+    labels = np.arange(count) % spec.num_classes if model.condition != "none" else None
+    cond = build.labels_to_cond(model, labels, count)
+    guided = config.sample.guidance != 1 and model.condition != "none"
+    options = compiler_options("conv" if build.conv_network(config.network) else "dense")
+    draw = jax.jit(build.draw(config, model, guided=guided), compiler_options=options)
+    sigmas, scale = build.grid(config), jnp.float32(config.sample.guidance)
+
+    def preview(step: int, params: Params) -> np.ndarray:
+        x: Any = np.asarray(draw(params, keys, sigmas, cond, scale))
+        path = folder / "samples_while_training" / f"step{step:07d}.png"
+        if spec.kind == "image":
+            columns = spec.num_classes if labels is not None and spec.num_classes <= 20 else 10
+            metadata = {"step": step, "sampler": config.sample.sampler, "steps": config.sample.steps}
+            outputs.write_grid(path, to_uint8(x), metadata, columns=columns)
+            return outputs.image_grid(to_uint8(x), columns=columns)
+        return _scatter(path, loader, loader.normalizer.decode(x), step)
+
+    return preview
+
+
+def _scatter(path: pathlib.Path, loader: Loader, samples: np.ndarray, step: int) -> np.ndarray:
+    """Write the samples beside data; return the pixels."""
+    from PIL import Image
+
+    real = np.stack([loader.source[i]["x"] for i in range(min(len(loader.source), len(samples)))])
+    figure = viz.scatter_2d(real, samples, title=f"Step {step}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    path.write_bytes(buffer.getvalue())
+    return np.asarray(Image.open(buffer).convert("RGB"))

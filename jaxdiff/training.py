@@ -1,0 +1,339 @@
+"""The training step as one jitted pure function, its state, the optimizer, and how a run ends.
+
+The state holds arrays only, the running sums of the metrics included, so that a run that is killed and
+resumed logs the same numbers as one that was not.
+"""
+
+import enum
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxdiff import ema
+from jaxdiff.optimizers import make_optimizer
+from jaxdiff.typing import Loss, Mean, Metrics, Params
+
+__all__ = [
+    "DivergedError",
+    "ExitCode",
+    "StopSignal",
+    "TrainState",
+    "init_state",
+    "make_optimizer",
+    "make_train_step",
+    "num_updates",
+    "raise_if_diverged",
+    "read_tally",
+    "reset_tally",
+]
+
+Batch: TypeAlias = Mapping[str, Any]
+
+
+class ExitCode(enum.IntEnum):
+    """How a command ended. Any other error ends with Python's own 1; a second signal n with 128 + n."""
+
+    DONE = 0
+    """All steps done and the last checkpoint committed."""
+    USAGE = 2
+    """The arguments, the config or the data are wrong; nothing was trained."""
+    DIVERGED = 4
+    """Too many steps in a row without a finite loss and gradient; the last good checkpoint is kept."""
+    SAVE_FAILED = 5
+    """A checkpoint could not be written."""
+    STOPPED = 75
+    """Stopped by SIGTERM or SIGINT after saving: run the same command again (EX_TEMPFAIL)."""
+
+
+class DivergedError(RuntimeError):
+    """Training made no progress for too many steps in a row."""
+
+
+class TrainState(NamedTuple):
+    """Everything that a run is, as arrays.
+
+    Attributes:
+        step: int32, calls of the train step so far, whether they were applied, accumulated or skipped.
+        params: the parameters being trained.
+        opt_state: state of the optimizer, accumulated gradients included.
+        ema_params: float32 average of the parameters.
+        skipped: int32, steps skipped because loss, gradient or update was not finite.
+        skipped_in_row: int32, the same since the last good step.
+        tally: running sums of the metrics since ``reset_tally``.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+    ema_params: Params
+    skipped: Int[Array, ""]
+    skipped_in_row: Int[Array, ""]
+    tally: dict[str, Mean]
+
+
+def _as_mean(metric: Any) -> Mean:
+    if isinstance(metric, Mean):
+        return Mean(metric.total.astype(jnp.float32), metric.count.astype(jnp.float32))
+    metric = jnp.asarray(metric, jnp.float32)
+    return Mean(metric, jnp.ones_like(metric))
+
+
+def _global_norm(tree: Params) -> Float[Array, ""]:
+    """Root of the sum of squares of all floating leaves, summed in float32."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.sqrt(sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves), jnp.float32(0.0)))
+
+
+def init_state(params: Params, tx: optax.GradientTransformation, *, loss: Loss, batch: Batch) -> TrainState:
+    """Build the state before the first step.
+
+    ``params`` is copied, because the train step reuses the memory of its state. For a target to restore
+    into, call it under ``jax.eval_shape``.
+
+    Args:
+        params: initial parameters.
+        tx: the optimizer that the train step will use.
+        loss: the loss that the train step will use; only its shapes are evaluated.
+        batch: a batch, or ``jax.ShapeDtypeStruct`` in its place.
+
+    Returns:
+        A state at step 0 with an empty tally.
+
+    Raises:
+        ValueError: the loss returns a metric under a name that the train step uses.
+    """
+    metrics: Metrics
+    _, metrics = jax.eval_shape(loss, params, batch, jax.random.key(0))
+    taken = sorted(set(metrics) & {"loss", "grad_norm", "param_norm", "ema_gap", "step", "skipped", "updates"})
+    if taken:
+        raise ValueError(f"The loss returned a metric named {taken[0]!r}, which the train step uses: rename it.")
+    shapes = {name: m.total.shape if isinstance(m, Mean) else m.shape for name, m in metrics.items()}
+    shapes |= {"loss": (), "grad_norm": ()}
+    tally = {name: Mean(jnp.zeros(s, jnp.float32), jnp.zeros(s, jnp.float32)) for name, s in shapes.items()}
+    copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+    # jnp.array(copy=True) a second time: two leaves may not share a buffer that will be donated.
+    average = jax.tree.map(
+        lambda x: jnp.array(x, jnp.float32 if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else None, copy=True),
+        params,
+    )
+    zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]
+    return TrainState(zeros[0], copy, tx.init(copy), average, zeros[1], zeros[2], tally)
+
+
+def num_updates(state: TrainState) -> Int[Array, ""]:
+    """Optimizer updates really applied: the argument of the learning-rate schedule for the next one.
+
+    Args:
+        state: a train state.
+
+    Returns:
+        int32 scalar: ``step - skipped``, or the number of full accumulations.
+    """
+    if isinstance(state.opt_state, optax.MultiStepsState):
+        return jnp.asarray(state.opt_state.gradient_step)
+    return state.step - state.skipped
+
+
+def _select(keep: Bool[Array, ""], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jax.lax.select(keep, n, o), new, old)
+
+
+def make_train_step(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    ema_decay: float | ema.Profile,
+    state_sharding: Any = None,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> Callable[[TrainState, Batch, Key[Array, ""]], TrainState]:
+    """Make the train step: one jitted function whose state argument is donated.
+
+    ::
+
+        k = fold_in(key, step);   l, g = value_and_grad(loss)(params, batch, k)
+        params, opt_state <- tx(g);   ema <- w params + (1 - w) ema;   tally += metrics
+
+    When the loss, the gradient norm or the norm of the new parameters is not finite, parameters, optimizer
+    state, average and tally stay as they were; ``skipped`` counts it and ``step`` goes on. Nothing waits
+    for the device.
+
+    With an optimizer made with ``accumulate=k``, ``step`` counts batches of data and every k-th good one
+    applies an update; the average moves only then. ``grad_norm`` is that of each batch, before clipping.
+
+    Args:
+        loss: ``(params, batch, key) -> (scalar, metrics)``.
+        tx: the optimizer, the same that ``init_state`` was given.
+        ema_decay: limit of the decay with warm-up, in [0, 1), or a profile from ``jaxdiff.ema``.
+        state_sharding: sharding of the new state, one or a tree; None lets the compiler choose.
+        compiler_options: passed to ``jax.jit``; see ``jaxdiff.compilation.compiler_options``.
+
+    Returns:
+        ``step(state, batch, key) -> state``. ``key`` is the key of the run, the same at every step. The
+        ``state`` passed in can not be used afterwards.
+
+    Raises:
+        ValueError: ``ema_decay`` out of range.
+    """
+    profile = ema.warmup(float(ema_decay)) if isinstance(ema_decay, (int, float)) else ema_decay
+
+    def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> TrainState:
+        step_key = jax.random.fold_in(key, state.step)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, step_key)
+        grad_norm = _global_norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # The norm of the result also catches what finite gradients can do: overflow, 0 / 0 with eps = 0.
+        good = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(_global_norm(params))
+        done = num_updates(state)
+        applied = good
+        if isinstance(opt_state, optax.MultiStepsState):
+            applied &= jnp.asarray(opt_state.gradient_step) > done
+        average = ema.ema_update(state.ema_params, params, profile(done))
+        metrics = dict(metrics) | {"loss": value, "grad_norm": grad_norm}
+        tally = jax.tree.map(jnp.add, state.tally, {name: _as_mean(m) for name, m in metrics.items()})
+        return TrainState(
+            step=state.step + 1,
+            params=_select(applied, params, state.params),
+            opt_state=_select(good, opt_state, state.opt_state),
+            ema_params=_select(applied, average, state.ema_params),
+            skipped=state.skipped + (1 - good.astype(jnp.int32)),
+            skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1),
+            tally=_select(good, tally, state.tally),
+        )
+
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=state_sharding,
+        compiler_options=dict(compiler_options) if compiler_options else None,
+    )
+
+
+@jax.jit
+def _norms(params: Params, ema_params: Params) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    norm = _global_norm(params)
+    gap = _global_norm(jax.tree.map(lambda p, e: p.astype(jnp.float32) - e.astype(jnp.float32), params, ema_params))
+    return norm, gap / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+
+
+def read_tally(state: TrainState) -> dict[str, float]:
+    """Read the metrics for one line of the log. Waits for the device.
+
+    ``loss``, ``grad_norm`` and what the loss returned are means since ``reset_tally``; ``param_norm`` and
+    ``ema_gap`` (``|params - ema| / |params|``) belong to the state itself and are computed here, so that
+    the step does not pay for them.
+
+    Args:
+        state: a train state.
+
+    Returns:
+        Name -> value. A metric with bins gives ``name_0``, ``name_1``, ...; NaN where nothing was counted.
+    """
+    norm, gap = _norms(state.params, state.ema_params)
+    tally, norm, gap, skipped = jax.device_get((state.tally, norm, gap, state.skipped))
+    out: dict[str, float] = {}
+    for name, mean in sorted(tally.items()):
+        total, count = np.asarray(mean.total, np.float64), np.asarray(mean.count, np.float64)
+        value = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+        names = [name] if value.ndim == 0 else [f"{name}_{i}" for i in range(value.size)]
+        out |= dict(zip(names, value.reshape(-1).tolist(), strict=True))
+    return out | {"param_norm": float(norm), "ema_gap": float(gap), "skipped": float(skipped)}
+
+
+def reset_tally(state: TrainState) -> TrainState:
+    """Empty the tally, after a line of the log was written.
+
+    Args:
+        state: a train state on the devices; it stays usable.
+
+    Returns:
+        The same state with zeros in place of the running sums, laid out over the devices as before.
+    """
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), state.tally)
+    return state._replace(tally=zeros)
+
+
+def raise_if_diverged(state: TrainState, *, limit: int) -> None:
+    """Stop a run that only skips. Waits for the device: call it where the log is written.
+
+    Args:
+        state: a train state.
+        limit: steps in a row that may be skipped, >= 1.
+
+    Raises:
+        ValueError: limit < 1.
+        DivergedError: ``limit`` or more steps in a row had a loss, gradient or update that is not finite.
+    """
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1; got {limit}.")
+    in_row = int(state.skipped_in_row)
+    if in_row >= limit:
+        loss = read_tally(state)["loss"]
+        mean = "none was finite" if math.isnan(loss) else f"their mean was {loss:.4g}"
+        raise DivergedError(
+            f"Diverged at step {int(state.step)}: the last {in_row} steps were skipped because the loss, its "
+            f"gradient or the update was not finite (limit {limit}). Of the losses since the last log line "
+            f"{mean}. Lower the learning rate, clip gradients, or look for bad values in the data."
+        )
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a flag for the loop to look at; a second signal ends the process at once.
+
+    With several processes nothing is installed: jax's own preemption notifier then has the signal, and
+    ``requested`` answers for all processes at the same step.
+
+    Example::
+
+        with StopSignal() as stop:
+            while step < total and not stop.requested(step):
+                ...
+    """
+
+    def __init__(self) -> None:
+        """Start with no signal seen."""
+        self.signum: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            os.write(2, b"second signal: leaving at once without saving\n")
+            os._exit(128 + number)
+        self.signum = number
+        os.write(2, b"stop requested: finishing the step and saving; signal again to leave at once\n")
+
+    def requested(self, step: int) -> bool:
+        """Say whether the loop must stop and save now.
+
+        Args:
+            step: the step just finished; with several processes all of them must ask at every step.
+
+        Returns:
+            True from the first signal on.
+        """
+        if jax.process_count() == 1:
+            return self.signum is not None
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.reached_preemption_sync_point(step))

@@ -1,0 +1,80 @@
+"""Helpers of the tests that start train.py and sample.py as a user does."""
+
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+from conftest import CACHE
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = (
+    "toy2d",
+    "--data.num=500",
+    "--network.hidden=16",
+    "--network.layers=1",
+    "--train.batch-size=32",
+    "--train.steps=60",
+    "--train.log-every=7",
+    "--train.save-every=10",
+    "--train.sample-every=0",
+    "--sample.num=20",
+    "--sample.batch-size=8",
+    "--sample.steps=4",
+)
+TIMING = ("images_per_s", "data_wait")
+
+
+def command(script: str, *args: object) -> list[str]:
+    return [sys.executable, str(ROOT / script), *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
+
+
+def run(script: str, *args: object, cwd: Any = None, file_limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; ``file_limit`` makes writes beyond that many bytes fail, as a full disk does."""
+
+    def limit() -> None:
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+    return subprocess.run(
+        command(script, *args),
+        env=environment(),
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=240,
+        preexec_fn=limit if file_limit is not None else None,
+    )
+
+
+def log_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
+
+
+def saved_arrays(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, by its path in the state."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    path = folder / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.restore(path.absolute())
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def assert_same_run(a: pathlib.Path, b: pathlib.Path, step: int) -> None:
+    left, right = saved_arrays(a, step), saved_arrays(b, step)
+    assert left.keys() == right.keys() and len(left) > 10
+    for name, value in left.items():
+        np.testing.assert_array_equal(value, right[name], err_msg=name)
+    assert log_lines(a) == log_lines(b)
