@@ -1,0 +1,174 @@
+"""Data and network from their names."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import config as C
+from jaxdiff import data, networks
+from jaxdiff.build.parts import parameterization
+from jaxdiff.typing import Cond, Network, Parameterization, Params, require
+
+__all__ = ["Model", "conv_network", "init_params", "model", "param_shapes", "resolve", "source"]
+
+
+class Model(NamedTuple):
+    """A network bound to the data it is for.
+
+    Attributes:
+        module: the linen module.
+        network: the pure function.
+        parameterization: what it predicts.
+        spec: what one example is.
+        condition: "none", "label" or "context".
+        null_cond: null value of every conditioning input.
+    """
+
+    module: Any
+    network: Network
+    parameterization: Parameterization
+    spec: data.DataSpec
+    condition: str
+    null_cond: Mapping[str, Any]
+
+
+def source(config: C.DataConfig, *, seed: int = 0) -> data.Source:
+    """Open the examples that the configuration names.
+
+    Args:
+        config: section ``data``.
+        seed: seed of synthetic data.
+
+    Returns:
+        A random-access source.
+
+    Raises:
+        ValueError: nothing there, or nothing readable.
+    """
+    require(
+        bool(config.path) or config.kind not in ("npz", "folder", "csv", "audio"),
+        f"data.kind {config.kind!r} reads a file or folder: give --data.path PATH",
+    )
+    label = config.label or "auto"
+    match config.kind:
+        case "digits":
+            require(
+                config.split in ("train", "test", "all"),
+                f"data.split is {config.split!r}: digits has train, test and all",
+            )
+            return data.digits(split=config.split)  # pyright: ignore[reportArgumentType] (checked above)
+        case "npz":
+            return data.npz(config.path, split=config.split)
+        case "folder":
+            return data.folder(
+                config.path,
+                image_size=config.size,
+                channels=config.channels,
+                background=config.background,
+                label=label,
+            )
+        case "audio":
+            return data.audio(config.path, length=config.length, label=label)
+        case "csv":
+            return data.csv(config.path, label_column=config.label)
+        case "tfds":
+            return data.tfds_source(config.name, config.split, data_dir=config.path or None, image_size=config.size)
+        case "toy2d":
+            return data.toy2d(config.name, config.num, seed=seed)
+        case "vectors":
+            return data.gaussian_vectors(config.num, config.length, mean=config.mean, std=config.std, seed=seed)
+
+
+def _module(config: C.Config, spec: data.DataSpec) -> Any:
+    section, dtype = config.network, jnp.dtype(config.runtime.dtype)
+    fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "kind"}
+    classes = spec.num_classes if config.data.condition == "label" else 0
+    image = isinstance(section, C.ToyUNetConfig | C.DDPMUNetConfig | C.ContextUnetConfig)
+    require(
+        image == (spec.kind == "image"),
+        f"network.kind {section.kind!r} is for {'images' if image else 'vectors'}, "
+        f"but the data are of kind {spec.kind!r} and shape {spec.shape}",
+    )
+    wanted = {"label": (C.ContextUnetConfig, C.ToyUNetConfig), "context": (C.ToyUNetConfig, C.DDPMUNetConfig)}
+    require(
+        not isinstance(section, wanted.get(config.data.condition, ())),
+        f"network.kind {section.kind!r} takes no data.condition {config.data.condition!r}",
+    )
+    channels = spec.shape[-1]
+    match section:
+        case C.MLPConfig():
+            return networks.MLP(num_classes=classes, dtype=dtype, **fields)
+        case C.VectorTransformerConfig():
+            return networks.VectorTransformer(num_classes=classes, dtype=dtype, **fields)
+        case C.ToyUNetConfig():
+            return networks.ToyUNet(channels=channels, dtype=dtype)
+        case C.DDPMUNetConfig():
+            return networks.DDPMUNet(channels=channels, num_classes=classes, dtype=dtype, **fields)
+        case C.ContextUnetConfig():
+            context = spec.num_classes if config.data.condition == "context" else 0
+            height, width = spec.shape[:2]
+            return networks.ContextUnet(
+                channels=channels, n_cfeat=context, height=height, width=width, dtype=dtype, **fields
+            )
+
+
+def conv_network(config: C.NetworkConfig) -> bool:
+    """Whether the network consists of convolutions (else of matrix products)."""
+    return isinstance(config, C.ToyUNetConfig | C.DDPMUNetConfig | C.ContextUnetConfig)
+
+
+def resolve(config: C.Config, examples: data.Source, normalizer: data.Normalizer) -> C.Config:
+    """Replace what is measured from the data: ``sigma_data: auto``.
+
+    Returns:
+        A configuration that sampling can rebuild everything from.
+    """
+    if config.parameterization.sigma_data != "auto":
+        return config
+    std = round(data.measured_std(examples, normalizer), 4)
+    require(
+        std > 0,
+        "the data are constant (standard deviation 0): nothing to learn; set parameterization.sigma_data",
+    )
+    section = dataclasses.replace(config.parameterization, sigma_data=std)
+    return dataclasses.replace(config, parameterization=section)
+
+
+def model(config: C.Config, spec: data.DataSpec) -> Model:
+    """Build the network for data of this kind.
+
+    Raises:
+        ValueError: network and data do not fit, naming both.
+    """
+    condition = config.data.condition
+    require(
+        condition == "none" or spec.num_classes > 0,
+        f"data.condition is {condition!r} but the data have no labels: use --data.condition none",
+    )
+    null: dict[str, Any] = {}
+    if condition == "label":
+        null = {"label": np.int32(spec.num_classes)}
+    elif condition == "context":
+        null = {"context": np.zeros(spec.num_classes, np.float32)}
+    module = _module(config, spec)
+    return Model(module, networks.as_network(module), parameterization(config), spec, condition, null)
+
+
+def _example(built: Model) -> tuple[jax.Array, jax.Array, Cond]:
+    cond = {name: jnp.asarray(value)[None] for name, value in built.null_cond.items()}
+    return jnp.zeros((1, *built.spec.shape)), jnp.zeros((1,)), cond or None
+
+
+def init_params(built: Model, key: jax.Array) -> Params:
+    """Draw initial parameters."""
+    x, noise_cond, cond = _example(built)
+    return networks.init_params(built.module, key, x, noise_cond, cond)
+
+
+def param_shapes(built: Model) -> Params:
+    """Shapes of the parameters, without computing them."""
+    return jax.eval_shape(lambda: init_params(built, jax.random.key(0)))
