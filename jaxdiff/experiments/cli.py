@@ -16,6 +16,7 @@ import tyro
 from jaxdiff import cli, data, outputs, viz
 from jaxdiff.experiments import denoise, digits, points, strips, variance_knob
 from jaxdiff.sampling import TrainedRun, load_run
+from jaxdiff.typing import require
 
 __all__ = ["main"]
 
@@ -24,6 +25,7 @@ Picture: TypeAlias = Annotated[Path, tyro.conf.arg(metavar="OUT.png")]
 Folder: TypeAlias = Annotated[Path, tyro.conf.arg(metavar="OUT_DIR")]
 
 GRID_COLUMNS = 8
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +82,7 @@ def denoise_command(
         estimate_mean: estimate the mean of the noise from the noisy vectors and the training data.
     """
     study = denoise.study_denoising(
-        _open(run),
+        _open(run, out),
         noise_mean=noise_mean,
         noise_std=noise_std,
         count=count,
@@ -126,7 +128,7 @@ def variance_knob_command(
         seed: sample i depends on this and i alone.
     """
     settings = variance_knob.knob_settings(gammas, steps)
-    study = variance_knob.study_knob(_open(run), settings, num=num, seed=seed)
+    study = variance_knob.study_knob(_open(run, out), settings, num=num, seed=seed)
     rows, real = study.values["settings"], study.values["real"]
     constant = [row for row in rows if row["gamma"] is not None]
     figure = viz.knob_study(
@@ -141,7 +143,7 @@ def variance_knob_command(
     width = min(GRID_COLUMNS, num, len(study.real))
     spread = np.linspace(0, len(study.real) - 1, width).round().astype(int)
     images = np.concatenate([study.real[spread], *(x[:width] for x in study.samples)])
-    names = ["real", *(row["knob"] if row["gamma"] is None else f"γ = {row['knob']}" for row in rows)]
+    names = ["real", *(row["knob"] if row["gamma"] is None else f"gamma {row['knob']}" for row in rows)]
     metadata = {"steps": steps, "seed": seed, "rows": names}
     outputs.write_grid(grids, data.to_uint8(images), metadata, columns=width, row_labels=names)
     table = [("real data", real), *((row["knob"], row) for row in rows)]
@@ -208,16 +210,18 @@ def score_digits_command(run: RunDir, /, *, num: int = 500, seed: int = 0) -> No
         seed: of the samples and the splits.
     """
     score = digits.score_digits(_open(run), num=num, seed=seed)
-    counts = {name: " and ".join(map(str, score[name])) for name in score if name.endswith("counts")}
-    counts = {name: text for name, text in counts.items() if isinstance(score[name], list)}
+
+    def counts(name: str) -> str:
+        return " and ".join(map(str, score[name]))
+
     words = (
         f"the classifier sees the label asked for in {score['agreement']:.1%} of {num} samples "
         f"(it is right on {score['classifier_held_out_accuracy']:.1%} of held-out digits)",
         f"Frechet distance to the training set {score['frechet_to_training']:.4f} "
-        f"({counts['frechet_to_training_counts']} images), of a held-out half to the other half "
-        f"{score['frechet_of_halves']:.4f} ({counts['frechet_of_halves_counts']}): "
+        f"({counts('frechet_to_training_counts')} images), of a held-out half to the other half "
+        f"{score['frechet_of_halves']:.4f} ({counts('frechet_of_halves_counts')}): "
         f"ratio {score['frechet_ratio']:.2f}",
-        f"with equal counts ({counts['frechet_equal_counts']}): samples to a half "
+        f"with equal counts ({counts('frechet_equal_counts')}): samples to a half "
         f"{score['frechet_to_half_equal_counts']:.4f}, real digits to it "
         f"{score['frechet_of_halves_equal_counts']:.4f}: ratio {score['frechet_ratio_equal_counts']:.2f}",
     )
@@ -236,7 +240,7 @@ def score_points_command(
         fresh: fresh draws to average over.
         out: picture to write: data and samples.
     """
-    score = points.score_points(_open(run), num=num, seed=seed, fresh=fresh)
+    score = points.score_points(_open(run, out), num=num, seed=seed, fresh=fresh)
     values = score.values
     if out is not None:
         viz.save_figure(viz.scatter_2d(score.real, score.samples), out)
@@ -249,8 +253,12 @@ def score_points_command(
     _report("score-points", run, values, words)
 
 
-def _open(folder: Path) -> TrainedRun:
-    """Load a run and say what it is."""
+def _open(folder: Path, picture: Path | None = None) -> TrainedRun:
+    """Load a run and say what it is; a picture that cannot be written is refused before hours of work."""
+    require(
+        picture is None or picture.suffix in PICTURES,
+        f"{picture} needs a suffix that says the format: one of {', '.join(PICTURES)}",
+    )
     run = load_run(folder)
     print(cli.start(run.config.runtime), file=sys.stderr)
     print(f"{folder}: recipe {run.config.name}, step {run.step}, {run.weights} weights", file=sys.stderr)

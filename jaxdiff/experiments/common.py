@@ -64,24 +64,30 @@ def estimate(
     *,
     batch_size: int = 1000,
 ) -> Float32[np.ndarray, "n ..."]:
-    """Estimates of x0 from noisy states, compiled once; labels in turn where the run has them.
+    """Estimates of x0 from noisy states, compiled once.
 
     Args:
-        run: from ``load_run``.
+        run: from ``load_run``, trained without labels.
         x: states in model space, ``x0 + sigma eps``.
         sigmas: noise level of each.
         batch_size: states evaluated at once; changes no estimate.
 
     Returns:
         ``D(x, sigma)`` in model space.
+
+    Raises:
+        ValueError: a run with labels.
     """
+    require(
+        run.model.condition == "none",
+        f"the run {run.config.name!r} has data.condition {run.model.condition!r}: use one without labels",
+    )
     devices = jax.device_count()
     size = -(-min(batch_size, len(x)) // devices) * devices
     run, place = replicated(run), sharding.batch_sharding(sharding.make_mesh())
-    cond = build.labels_to_cond(run.model, labels_in_turn(run, size), size)
 
     def evaluate(params: Params, x: Array, sigmas: Array) -> Array:
-        return denoiser_of(run, params)(x, sigmas, cond)
+        return denoiser_of(run, params)(x, sigmas)
 
     compiled = jax.jit(evaluate, compiler_options=jit_options(run))
     parts = []
@@ -92,7 +98,8 @@ def estimate(
     return np.concatenate(parts)[: len(x)]
 
 
-def real_examples(source: data.Source, most: int) -> Shaped[np.ndarray, "n ..."]:
-    """At most ``most`` examples of a data set, evenly spaced, in data space."""
-    chosen = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(int))
+def real_examples(source: data.Source, most: int | None = None) -> Shaped[np.ndarray, "n ..."]:
+    """At most ``most`` examples of a data set, evenly spaced, in data space; all for None."""
+    count = len(source) if most is None else min(most, len(source))
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
     return np.stack([np.asarray(source[int(i)]["x"]) for i in chosen])

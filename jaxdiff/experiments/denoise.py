@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdiff import build
-from jaxdiff.experiments.common import estimate
+from jaxdiff.experiments.common import estimate, real_examples
 from jaxdiff.sampling import TrainedRun
 from jaxdiff.typing import require
 
@@ -106,6 +106,6 @@ def study_denoising(
 def _characterise(run: TrainedRun, noisy: Float[np.ndarray, "count length"]) -> tuple[float, float]:
     """Mean and deviation of unknown noise: what noisy vectors have more than the training data."""
     source = build.source(run.config.data, seed=run.config.seed)
-    training = np.stack([source[i]["x"] for i in range(len(source))]).astype(np.float64)
+    training = real_examples(source).astype(np.float64)
     seen = noisy.astype(np.float64)
     return float(seen.mean() - training.mean()), math.sqrt(max(float(seen.var() - training.var()), 0.0))

@@ -12,7 +12,7 @@ from jaxdiff.typing import require
 
 __all__ = ["score_digits"]
 
-SPLITS = 10
+SPLITS = 5
 
 
 def score_digits(run: TrainedRun, *, num: int = 500, seed: int = 0) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def score_digits(run: TrainedRun, *, num: int = 500, seed: int = 0) -> dict[str,
     A Frechet distance between finite samples is too large, the more so the fewer they are. Two references are
     given: one half of all real digits against the other half (about 898 each), and as many real digits
     as there are samples against the other half, to which the samples are compared as well.
-    References are means over ten random halvings.
+    References are means over five random halvings.
 
     Args:
         run: trained on the digits with labels.
@@ -44,8 +44,8 @@ def score_digits(run: TrainedRun, *, num: int = 500, seed: int = 0) -> dict[str,
     samples, labels = draw_samples(run, num, seed=seed), labels_in_turn(run, num)
     assert labels is not None  # condition is not "none"
     judged = metrics.agreement(metrics.fit_digits_classifier(seed=seed), samples, labels)
-    training = real_examples(build.source(section, seed=run.config.seed), 10**9)
-    everything = real_examples(data.digits(split="all"), 10**9)
+    training = real_examples(build.source(section, seed=run.config.seed))
+    everything = real_examples(data.digits(split="all"))
     halves = [_halve(everything, np.random.default_rng([seed, i])) for i in range(SPLITS)]
     few = min(num, len(halves[0][0]))
     ours = _distance(samples, training)

@@ -41,9 +41,13 @@ class Pairs(NamedTuple):
 
 
 def require_images(run: TrainedRun) -> None:
-    """Refuse a run that was not trained on images."""
-    kind = run.model.spec.kind
-    require(kind == "image", f"the run {run.config.name!r} was trained on {kind} data: use one on images")
+    """Refuse a run that was not trained on images without labels."""
+    kind, condition = run.model.spec.kind, run.model.condition
+    require(
+        kind == "image" and condition == "none",
+        f"the run {run.config.name!r} was trained on {kind} data with condition {condition!r}: "
+        "strips needs one on images without labels, such as the recipe playground-toy",
+    )
 
 
 def reverse_states(run: TrainedRun, steps: int, *, count: int = 64, shown: int = 4, seed: int = 0) -> States:
