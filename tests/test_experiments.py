@@ -295,6 +295,7 @@ def test_fresh_points_score_one_and_moved_points_more(folder, monkeypatch):
     values = experiments.score_points(run, num=1500).values
     assert 0.4 < values["ratio"] < 2.5 and values["energy_distance"] > 0
     expected = 2 * np.linalg.norm(fresh[:750] - fresh[750:], axis=1).mean() / 1500  # 2 E|X - X'| / n
+    assert values["energy_distance_of_fresh_data_long_run"] == pytest.approx(expected, rel=0.1)
     assert values["energy_distance_of_fresh_data"] == pytest.approx(expected, rel=0.6)
     monkeypatch.setattr(points, "draw_samples", lambda run, num, seed: fresh + 0.3)
     moved = experiments.score_points(run, num=1500).values

@@ -248,7 +248,8 @@ def score_points_command(
     words = (
         f"energy distance (V-statistic, {num} points each) of samples to fresh data {values['energy_distance']:.3e}, "
         f"of fresh data to other fresh data {values['energy_distance_of_fresh_data']:.3e}: "
-        f"ratio {values['ratio']:.2f}",
+        f"ratio {values['ratio']:.2f} (to its long-run mean {values['energy_distance_of_fresh_data_long_run']:.3e}: "
+        f"{values['ratio_to_long_run']:.2f})",
     )
     _report("score-points", run, values, words)
 

@@ -24,9 +24,10 @@ class PointScore(NamedTuple):
 def score_points(run: TrainedRun, *, num: int = 10_000, seed: int = 0, fresh: int = 3) -> PointScore:
     """Energy distance of samples to fresh data, beside that of fresh data to other fresh data.
 
-    V-statistics, which are positive also for two draws of one law (about ``2 E|X - X'| / num``): with equal
-    numbers of points everywhere the reference has the same excess, so a perfect model has the ratio 1, and
-    the difference estimates the distance of the laws. Both are means: over the fresh draws and over their pairs.
+    V-statistics, which are positive also for two draws of one law: their mean is then ``2 E|X - X'| / num``,
+    and a single one of them is easily half or twice that. With equal numbers of points everywhere a perfect
+    model has a ratio of about 1, and the difference estimates the distance of the laws. Both sides are means,
+    over the fresh draws and over their pairs; the mean that the reference has in the long run is given too.
 
     Args:
         run: trained on the toy densities.
@@ -51,6 +52,8 @@ def score_points(run: TrainedRun, *, num: int = 10_000, seed: int = 0, fresh: in
     samples = draw_samples(run, num, seed=seed)
     ours = [_distance(samples, real) for real in draws]
     reference = [_distance(draws[i], draws[j]) for i in range(fresh) for j in range(i)]
+    pairs = np.concatenate([np.linalg.norm(draws[i] - draws[i - 1], axis=1) for i in range(fresh)])
+    long_run = 2 * float(pairs.mean()) / num
     values = {
         "num": num,
         "fresh_draws": fresh,
@@ -59,7 +62,9 @@ def score_points(run: TrainedRun, *, num: int = 10_000, seed: int = 0, fresh: in
         "energy_distances": ours,
         "energy_distance_of_fresh_data": float(np.mean(reference)),
         "energy_distances_of_fresh_data": reference,
+        "energy_distance_of_fresh_data_long_run": long_run,
         "ratio": float(np.mean(ours) / np.mean(reference)),
+        "ratio_to_long_run": float(np.mean(ours) / long_run),
         "excess": float(np.mean(ours) - np.mean(reference)),
     }
     return PointScore(values, draws[0], samples)
