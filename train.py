@@ -76,7 +76,18 @@ def parse() -> Arguments:
     """Read the command line."""
     recipes = cli.load_recipes(pathlib.Path(__file__).parent / "configs")
     choices = {name: (doc, Arguments(config=config)) for name, (doc, config) in recipes.items()}
-    return tyro.extras.overridable_config_cli(choices, prog="train.py", config=(tyro.conf.AvoidSubcommands,))
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in choices:  # lists the recipes, or says that there is none of that name
+        return tyro.extras.overridable_config_cli(choices, prog="train.py", config=(tyro.conf.AvoidSubcommands,))
+    doc, default = choices[name]
+    return tyro.cli(
+        Arguments,
+        prog=f"train.py {name}",
+        args=sys.argv[2:],
+        default=default,
+        description=doc,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
 
 
 def open_data(config: Config) -> tuple[Config, data.Source, data.Normalizer]:
@@ -155,8 +166,8 @@ def check_same_run(run: Run, saved: dict[str, Any]) -> None:
     )
     require(
         saved["data"]["fingerprint"] == run.meta["data"]["fingerprint"],
-        f"{run.folder} was trained on other data ({saved['data']['origin']}, "
-        f"{saved['data']['examples']} examples; now {run.meta['data']['origin']}, {run.meta['data']['examples']}): use another --run-dir",
+        f"{run.folder} was trained on other data ({saved['data']['origin']}, {saved['data']['examples']} examples), "
+        f"not on {run.meta['data']['origin']} ({run.meta['data']['examples']}): use another --run-dir",
     )
 
 

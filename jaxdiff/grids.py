@@ -1,7 +1,7 @@
 """Noise grids: the n + 1 strictly decreasing sigmas that a sampler visits, ending in exactly 0.
 
-Every grid is built in float64 NumPy on the host and stored float32. A grid that would start at an infinite
-sigma (paths with ``alpha = 0`` at their end) starts at a large finite one instead.
+Built in float64 NumPy on the host, stored float32; a path with ``alpha = 0`` at its end, whose first sigma
+would be infinite, starts at a large finite one.
 """
 
 import math
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdiff.typing import Schedule
+from jaxdiff.typing import Schedule, require
 
 __all__ = [
     "explicit",
@@ -56,8 +56,9 @@ def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float
     """
     _check_range(n, sigma_min, sigma_max)
     _check_positive("rho", rho)
-    ends = np.float64(sigma_max) ** (1 / rho), np.float64(sigma_min) ** (1 / rho)
-    return _finish(np.append(_between(sigma_max, np.linspace(*ends, n) ** rho, sigma_min), 0.0))
+    sigmas = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n) ** rho
+    sigmas[-1], sigmas[0] = sigma_min, sigma_max  # up to rounding they were
+    return _finish(np.append(sigmas, 0.0))
 
 
 def exponential(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Float[Array, " sigmas"]:
@@ -69,10 +70,7 @@ def exponential(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Fl
         sigma_max: first noise level.
 
     Returns:
-        Sigmas of shape (n + 1,), float32, strictly decreasing, the last one exactly 0.
-
-    Raises:
-        ValueError: for n < 1, ``sigma_min`` not below ``sigma_max``, or a value that is not positive.
+        Sigmas and errors as for :func:`karras`.
 
     >>> [round(float(sigma), 3) for sigma in exponential(3, 0.01, 100.0)]
     [100.0, 1.0, 0.01, 0.0]
@@ -96,10 +94,7 @@ def polyexponential(
         rho: positive exponent; 1 gives :func:`exponential`, larger values spend more steps near the data.
 
     Returns:
-        Sigmas of shape (n + 1,), float32, strictly decreasing, the last one exactly 0.
-
-    Raises:
-        ValueError: for n < 1, ``sigma_min`` not below ``sigma_max``, or a value that is not positive.
+        Sigmas and errors as for :func:`karras`.
 
     >>> [round(float(sigma), 3) for sigma in polyexponential(3, 0.01, 100.0, rho=2.0)]
     [100.0, 0.1, 0.01, 0.0]
@@ -110,7 +105,8 @@ def polyexponential(
     _check_positive("rho", rho)
     ramp = np.linspace(1.0, 0.0, n) ** rho
     sigmas = np.exp(math.log(sigma_min) + ramp * (math.log(sigma_max) - math.log(sigma_min)))
-    return _finish(np.append(_between(sigma_max, sigmas, sigma_min), 0.0))
+    sigmas[-1], sigmas[0] = sigma_min, sigma_max  # up to rounding they were
+    return _finish(np.append(sigmas, 0.0))
 
 
 def vp(n: int, *, beta_d: float = 19.9, beta_min: float = 0.1, time_min: float = 1e-3) -> Float[Array, " sigmas"]:
@@ -135,9 +131,9 @@ def vp(n: int, *, beta_d: float = 19.9, beta_min: float = 0.1, time_min: float =
     _check_steps(n)
     _check_positive("beta_d", beta_d)
     _check_positive("beta_min", beta_min)
-    _check_time_min(time_min)
-    t = np.linspace(1.0, time_min, n)
-    return _finish(np.append(np.sqrt(np.expm1(0.5 * beta_d * t**2 + beta_min * t)), 0.0))
+    require(0.0 < time_min < 1.0, f"time_min={time_min} must lie in (0, 1).")
+    t = np.append(np.linspace(1.0, time_min, n), 0.0)
+    return _finish(np.sqrt(np.expm1(0.5 * beta_d * t**2 + beta_min * t)))
 
 
 def uniform_time(
@@ -180,26 +176,24 @@ def uniform_time(
     Reference: Song et al. 2021, section 4.2, arXiv:2010.02502; Lin et al. 2024, table 2, arXiv:2305.08891.
     """
     _check_steps(n)
-    if spacing not in SPACINGS:
-        raise ValueError(f"spacing={spacing!r} is not known: choose one of {', '.join(SPACINGS)}.")
+    require(spacing in SPACINGS, f"spacing={spacing!r} is not known: choose one of {', '.join(SPACINGS)}.")
+    require(0.0 < time_min < 1.0, f"time_min={time_min} must lie in (0, 1).")
     num_steps = getattr(schedule, "num_steps", None)
     i = np.arange(n)
-    if num_steps is not None:
-        if n > num_steps:
-            raise ValueError(f"n={n} is more than the {num_steps} steps of the schedule: use n <= {num_steps}.")
-        steps = {
-            "trailing": np.rint(num_steps * (n - i) / n),
-            "leading": 1.0 + (n - 1 - i) * (num_steps // n),
-            "linspace": np.rint(num_steps - i * ((num_steps - 1) / max(n - 1, 1))),
+    if num_steps is None:
+        times = {
+            "trailing": (n - i) / n,
+            "leading": time_min + (1.0 - time_min) * (n - 1 - i) / n,
+            "linspace": np.linspace(1.0, time_min, n),
         }[spacing]
-        return _finish(_cap(np.append(_knots(schedule)[steps.astype(int) - 1], 0.0), max_sigma))
-    _check_time_min(time_min)
-    times = {
-        "trailing": (n - i) / n,
-        "leading": time_min + (1.0 - time_min) * (n - 1 - i) / n,
-        "linspace": np.linspace(1.0, time_min, n),
+        return _finish(_cap(np.append(_levels(schedule, times), 0.0), max_sigma))
+    require(n <= num_steps, f"n={n} is more than the steps of the schedule: use n <= {num_steps}.")
+    steps = {
+        "trailing": np.rint(num_steps * (n - i) / n),
+        "leading": 1.0 + (n - 1 - i) * (num_steps // n),
+        "linspace": np.rint(num_steps - i * ((num_steps - 1) / max(n - 1, 1))),
     }[spacing]
-    return _finish(_cap(np.append(_levels(schedule, times), 0.0), max_sigma))
+    return _finish(_cap(np.append(_knots(schedule)[steps.astype(int) - 1], 0.0), max_sigma))
 
 
 def flow(n: int, shift: float = 1.0, *, max_sigma: float | None = None) -> Float[Array, " sigmas"]:
@@ -227,26 +221,21 @@ def flow(n: int, shift: float = 1.0, *, max_sigma: float | None = None) -> Float
     """
     _check_steps(n)
     _check_positive("shift", shift)
-    i = np.arange(n + 1)
-    sigmas = np.append(np.inf, shift * (n - i[1:]) / i[1:])
-    return _finish(_cap(sigmas, max_sigma))
+    i = np.arange(1, n + 1)
+    return _finish(_cap(np.append(np.inf, shift * (n - i) / i), max_sigma))
 
 
 def playground(n: int, *, max_sigma: float | None = None) -> Float[Array, " sigmas"]:
     """Grid of the mixing process ``u = (1-a) x0 + a eps`` with ``a = (n-i)/n`` and ``sigma = a/(1-a)``.
 
-    On it an Euler step is the rule ``u <- u (1 - 1/(n-i)) + prediction/(n-i)``; the first sigma, infinite, is
-    replaced by ``max_sigma``.
+    On it an Euler step is the rule ``u <- u (1 - 1/(n-i)) + prediction/(n-i)``. It is :func:`flow` unshifted.
 
     Args:
         n: number of steps, at least 1.
-        max_sigma: noise level to start from; by default 80, or twice the second sigma where that is more.
+        max_sigma: noise level to start from, as for :func:`flow`.
 
     Returns:
-        Sigmas of shape (n + 1,), float32, strictly decreasing, the last one exactly 0.
-
-    Raises:
-        ValueError: for n < 1, or ``max_sigma`` not above the second sigma.
+        Sigmas and errors as for :func:`flow`.
 
     >>> [float(sigma) for sigma in playground(2)]
     [80.0, 1.0, 0.0]
@@ -278,20 +267,16 @@ def strided(
 
     Reference: Nichol and Dhariwal 2021, section 4, arXiv:2102.09672.
     """
-    num_steps = getattr(schedule, "num_steps", None)
-    if num_steps is None:
-        raise ValueError(f"strided needs a discrete schedule, got {type(schedule).__name__}: use uniform_time for it.")
+    num_steps = getattr(schedule, "num_steps", 0)
+    name = type(schedule).__name__
+    require(num_steps > 0, f"strided needs a discrete schedule, not {name}: use uniform_time.")
     counts = [sections] if isinstance(sections, int) else list(sections)
-    if not counts:
-        raise ValueError("sections is empty: give the number of steps to visit.")
+    require(len(counts) > 0, "sections is empty: give the number of steps to visit.")
     size, extra = divmod(num_steps, len(counts))
     start, visited = 0, []
     for index, count in enumerate(counts):
         length = size + (index < extra)
-        if not 1 <= count <= length:
-            raise ValueError(
-                f"section {index} asks for {count} of its {length} steps: use a number from 1 to {length}."
-            )
+        require(1 <= count <= length, f"section {index} asks for {count} steps: use from 1 to {length}.")
         stride = (length - 1) / max(count - 1, 1)
         visited.append(start + (np.rint(np.arange(count) * stride) if count > 1 else np.array([length - 1])))
         start += length
@@ -316,10 +301,9 @@ def explicit(sigmas: Sequence[float] | np.ndarray | Array, *, final_zero: bool =
     [8.0, 2.0, 0.0]
     """
     values = np.asarray(sigmas, np.float64)
-    if values.ndim != 1 or values.size < 2:
-        raise ValueError(f"sigmas must be one row of at least 2 numbers, got shape {values.shape}.")
-    if final_zero and values[-1] != 0.0:
-        raise ValueError(f"the last sigma is {values[-1]}, not 0: append 0.0, or pass final_zero=False to stop there.")
+    require(values.ndim == 1 and values.size > 1, f"sigmas must be one row of at least 2, got {values}.")
+    message = f"the last sigma is {values[-1]}, not 0: append 0.0, or pass final_zero=False to stop there."
+    require(not final_zero or bool(values[-1] == 0), message)
     return _finish(values)
 
 
@@ -343,17 +327,9 @@ def start_at(sigmas: Float[Array, " n"] | np.ndarray, sigma: float) -> Float[Arr
     """
     values = np.asarray(sigmas, np.float64)
     sigma = float(np.float32(sigma))
-    if not values[-1] < sigma <= values[0]:
-        raise ValueError(f"sigma={sigma} is not on the grid: use a value in ({values[-1]}, {values[0]}], its range.")
+    low, high = float(values[-1]), float(values[0])
+    require(low < sigma <= high, f"sigma={sigma} is not on the grid: use a value in ({low}, {high}].")
     return _finish(np.append(sigma, values[values < sigma]))
-
-
-def _between(first: float, sigmas: np.ndarray, last: float) -> np.ndarray:
-    """Put the ends, which powers and exponentials only reach up to rounding, to the numbers asked for."""
-    sigmas = sigmas.copy()
-    sigmas[-1] = last
-    sigmas[0] = first
-    return sigmas
 
 
 def _levels(schedule: Schedule, times: np.ndarray) -> np.ndarray:
@@ -369,8 +345,7 @@ def _knots(schedule: Schedule) -> np.ndarray:
     if exact is None:
         return _levels(schedule, np.arange(1, num_steps + 1) / num_steps)
     levels = np.asarray(exact(), np.float64)
-    if levels.shape != (num_steps,):
-        raise ValueError(f"noise_levels() has shape {levels.shape}, expected ({num_steps},): one per step 1..T.")
+    require(levels.shape == (num_steps,), f"noise_levels() has shape {levels.shape}: return {num_steps}.")
     return levels
 
 
@@ -381,24 +356,18 @@ def _cap(sigmas: np.ndarray, max_sigma: float | None) -> np.ndarray:
             return sigmas
         max_sigma = max(CAP, 2.0 * float(sigmas[1]))
     _check_positive("max_sigma", max_sigma)
-    if max_sigma <= sigmas[1]:
-        raise ValueError(
-            f"max_sigma={max_sigma} is not above the second sigma of this grid, {sigmas[1]}: "
-            "raise it, or take fewer steps."
-        )
+    message = f"max_sigma={max_sigma} is not above the second sigma {sigmas[1]}: raise it, or take fewer steps."
+    require(bool(max_sigma > sigmas[1]), message)
     return np.append(min(max_sigma, sigmas[0]), sigmas[1:])
 
 
 def _finish(sigmas: np.ndarray) -> Float[Array, " sigmas"]:
     """Round to float32 and check what every sampler relies on."""
-    if not np.isfinite(sigmas).all():
-        raise ValueError(f"sigmas must be finite, got {sigmas[~np.isfinite(sigmas)][0]}.")
+    require(bool(np.isfinite(sigmas).all()), f"sigmas must be finite, got {sigmas}.")
+    require(bool(sigmas[-1] >= 0), f"sigmas must not be negative, got {sigmas[-1]}.")
     rounded = sigmas.astype(np.float32)
-    if rounded[-1] < 0:
-        raise ValueError(f"sigmas must not be negative, got {sigmas[-1]}.")
-    flat = np.flatnonzero(np.diff(rounded) >= 0)
-    if flat.size:
-        k = int(flat[0])
+    k = int(np.argmax(np.append(np.diff(rounded), 0.0) >= 0))  # the first that does not fall, or the last
+    if k + 1 < len(sigmas):
         raise ValueError(
             f"sigmas must decrease strictly in float32, but sigmas[{k}]={sigmas[k]} is followed by "
             f"{sigmas[k + 1]}: sort them from noise to data without repeats, or take fewer steps."
@@ -408,23 +377,15 @@ def _finish(sigmas: np.ndarray) -> Float[Array, " sigmas"]:
 
 
 def _check_steps(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"n={n} steps cannot be taken: use n >= 1.")
+    require(n >= 1, f"n={n} steps cannot be taken: use n >= 1.")
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}={value} must be a positive finite number.")
-
-
-def _check_time_min(time_min: float) -> None:
-    if not 0.0 < time_min < 1.0:
-        raise ValueError(f"time_min={time_min} must lie in (0, 1).")
+    require(math.isfinite(value) and value > 0, f"{name}={value} must be a positive finite number.")
 
 
 def _check_range(n: int, sigma_min: float, sigma_max: float) -> None:
     _check_steps(n)
     _check_positive("sigma_min", sigma_min)
     _check_positive("sigma_max", sigma_max)
-    if sigma_min >= sigma_max:
-        raise ValueError(f"sigma_min={sigma_min} must be below sigma_max={sigma_max}: swap or move them.")
+    require(sigma_min < sigma_max, f"sigma_min={sigma_min} must be below sigma_max={sigma_max}.")

@@ -198,8 +198,7 @@ def power_cosine_scale(scale: float, time: Callable[[Array], Array], power: floa
     Raises:
         ValueError: for a power that is not positive.
 
-    Reference: Gao et al. 2023 (MDT), equation 8, arXiv:2303.14389; Hatamizadeh et al. 2024 (DiffiT), appendix,
-    arXiv:2312.02139.
+    Reference: Gao et al. 2023, MDT, arXiv:2303.14389; Hatamizadeh et al. 2024, DiffiT, arXiv:2312.02139.
     """
     if not power > 0:
         raise ValueError(f"power={power} must be positive: 4 is the published value.")
@@ -232,7 +231,7 @@ def inpaint(denoiser: Denoiser, known: Float[Array, "b ..."], mask: Array) -> De
     Reference: Song et al. 2021, appendix I.2, arXiv:2011.13456.
     """
     if mask.shape not in (known.shape, known.shape[1:]):
-        raise ValueError(f"mask has shape {mask.shape}: use {known.shape}, or {known.shape[1:]} for all rows.")
+        raise ValueError(f"mask has shape {mask.shape}: use {known.shape} or {known.shape[1:]}.")
     fixed = jnp.broadcast_to(jnp.asarray(mask, bool).reshape((-1, *known.shape[1:])), known.shape)
 
     def constrained(
@@ -268,9 +267,9 @@ def check_conditioning(
     plain, steered = _both(denoiser, x, sigma, cond, _null_like(x, cond, null_cond))
     difference = float(jnp.sqrt(jnp.mean(jnp.square(steered - plain))))
     if bool(jnp.all(steered == plain)):
-        names = ", ".join(cond or {})
+        names = ", ".join(sorted(cond or {}))
         raise ValueError(
-            f"the model ignores its condition ({names}): conditional and unconditional estimates are identical. "
+            f"the model ignores its condition ({names}): its two estimates are identical. "
             "Check that the network uses cond and that it is trained (layers that start at zero hide it)."
         )
     return difference
@@ -281,9 +280,7 @@ def _null_like(x: Array, cond: Cond, null_cond: Nulls) -> dict[str, Array]:
     if not cond:
         raise ValueError(f"guidance needs cond with {sorted(null_cond)}: pass it to the sampler.")
     if set(cond) != set(null_cond):
-        raise ValueError(
-            f"cond has {sorted(cond)} but null_cond has {sorted(null_cond)}: every input needs its null value."
-        )
+        raise ValueError(f"cond has {sorted(cond)} but null_cond has {sorted(null_cond)}: give each input its null.")
     nulls = {}
     for name, value in cond.items():
         null = jnp.asarray(null_cond[name], value.dtype)

@@ -22,7 +22,7 @@ class Oracle(NamedTuple):
 
 
 def mixture(weights, means, stds) -> Oracle:
-    """Mixture of Gaussians with diagonal covariance: weights (k,), means (k, *shape), stds (k,) or as means."""
+    """Mixture of diagonal Gaussians: weights (k,), means (k, *shape), stds (k,) or like means."""
     weights, means, stds = (np.asarray(v, np.float64) for v in (weights, means, stds))
     weights = weights / weights.sum()
     stds = np.broadcast_to(stds.reshape(stds.shape + (1,) * (means.ndim - stds.ndim)), means.shape)
@@ -66,6 +66,25 @@ def gaussian(mean, std) -> Oracle:
 def point_mass(x0):
     """Denoiser of data that are the single example ``x0``."""
     return lambda x, sigma, cond=None: jnp.broadcast_to(jnp.asarray(x0, x.dtype)[None], x.shape)
+
+
+SHAPE = (3, 2)
+KEY = jax.random.key(7)
+
+
+def start(sigma_max, batch=4, shape=SHAPE):
+    """Noise to start from, one key per sample."""
+    return samplers.initial_noise(jax.random.split(KEY, batch), shape, sigma_max)
+
+
+def shrink(x, sigma, cond=None):
+    """Exact denoiser of N(0, 0.5^2)."""
+    return x * (0.25 / (0.25 + sigma**2))
+
+
+def bend(x, sigma, cond=None):
+    """No one's exact denoiser: smooth, not linear, and quick to compile."""
+    return jnp.tanh(x / (1 + sigma**2) + 0.3)
 
 
 class Method(NamedTuple):

@@ -5,17 +5,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import grids
+from jaxdiff import grids, schedules
+
+
+class Path:
+    """The protocol of a schedule around ``noise_level``; grids need no more."""
+
+    def alpha(self, t):
+        return 1 / jnp.sqrt(1 + self.noise_level(t) ** 2)
+
+    def sigma(self, t):
+        return self.alpha(t) * self.noise_level(t)
+
+    def noise_level(self, t):
+        raise NotImplementedError
+
+    def time(self, noise_level):
+        raise NotImplementedError
+
+    def alpha_at(self, noise_level):
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class Flow:
+class Flow(Path):
     def noise_level(self, t):
         return t / (1 - t)
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(Path):
     """DDPM's linear betas; ``exact`` also offers the float64 levels of its steps."""
 
     num_steps: int = 1000
@@ -164,7 +183,7 @@ def test_explicit_is_verbatim_or_raises():
         ([np.nan, 1.0, 0.0], "finite"),
         ([np.inf, 1.0, 0.0], "finite"),
         ([0.0], "at least 2"),
-        ([[1.0, 0.0]], "at least 2"),
+        (np.array([[1.0, 0.0]]), "at least 2"),
     ]:
         with pytest.raises(ValueError, match=words):
             grids.explicit(bad)
@@ -209,6 +228,27 @@ def test_bad_values_are_named(make, words):
 def test_grids_are_concrete_inside_jit():
     @jax.jit
     def last_but_one():
-        return float(grids.uniform_time(Flow(), 4)[-2]) + jnp.zeros(())
+        return float(np.asarray(grids.uniform_time(Flow(), 4))[-2]) + jnp.zeros(())
 
     assert float(last_but_one()) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("spacing", grids.SPACINGS)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.Linear(),
+        schedules.Cosine(),
+        schedules.ZeroTerminalSNR(base=schedules.Linear()),
+        schedules.Laplace(),
+        schedules.VP(),
+        schedules.VE(),
+        schedules.EDM(),
+        schedules.RectifiedFlow(),
+    ],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_the_schedules_of_the_library_have_grids(schedule, spacing):
+    for n in (1, 7, 1000):
+        values = np.asarray(grids.uniform_time(schedule, n, spacing=spacing))
+        assert np.isfinite(values).all() and (np.diff(values) < 0).all() and values[-1] == 0.0

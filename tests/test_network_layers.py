@@ -29,9 +29,7 @@ def draw(module, *args):
     """Parameters moved away from the zeros and ones of initialisation."""
     variables = quick_jit(module.init)(jax.random.key(0), *args)
     rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32), variables["params"]
-    )
+    return jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32), variables["params"])
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -53,9 +51,7 @@ def test_layer_norm_and_convolution_equal_those_of_linen():
     x = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
     for own, stock in ((LayerNorm(), nn.LayerNorm(epsilon=1e-5)), (Conv(4), nn.Conv(4, (3, 3)))):
         variables = {"params": draw(own, x)}
-        np.testing.assert_allclose(
-            quick_jit(own.apply)(variables, x), quick_jit(stock.apply)(variables, x), atol=1e-5
-        )
+        np.testing.assert_allclose(quick_jit(own.apply)(variables, x), quick_jit(stock.apply)(variables, x), atol=1e-5)
 
 
 def test_standardized_convolution_ignores_scale_and_offset_of_its_kernel():
@@ -80,9 +76,7 @@ def test_transposed_convolution_is_exactly_the_published_layer(kernel):
     hwio = jnp.transpose(params["kernel"], (1, 2, 0, 3))
     # conv_transpose places the kernel as a correlation; flipping it gives the scatter form of the layer.
     expected = jax.lax.conv_transpose(x, hwio, kernel, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    flipped = jax.lax.conv_transpose(
-        x, hwio[::-1, ::-1], kernel, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    flipped = jax.lax.conv_transpose(x, hwio[::-1, ::-1], kernel, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     out = quick_jit(layer.apply)({"params": params}, x) - params["bias"].reshape(1, 1, 1, -1)
     np.testing.assert_allclose(out, flipped, atol=1e-5)
     assert float(np.abs(out - expected).max()) > 1e-2
@@ -125,9 +119,7 @@ def test_softmax_attention_equals_the_naive_formula(kind):
     q, k, v = naive_heads(x, params["qkv"], 2)
     mixed = softmax(q @ k.swapaxes(-1, -2) / 2.0, -1) @ v
     mixed = mixed.transpose(0, 2, 1, 3).reshape(2, 6, 8)
-    expected = (mixed @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])).reshape(
-        x.shape
-    )
+    expected = (mixed @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])).reshape(x.shape)
     np.testing.assert_allclose(quick_jit(layer.apply)({"params": params}, x), expected, atol=1e-5)
 
 
@@ -142,9 +134,7 @@ def test_linear_attention_equals_the_naive_formula():
     centred = linear - linear.mean((1, 2), keepdims=True)
     normed = centred / np.sqrt((centred**2).mean((1, 2), keepdims=True) + 1e-5)
     expected = normed * np.asarray(params["norm"]["scale"]) + np.asarray(params["norm"]["bias"])
-    np.testing.assert_allclose(
-        quick_jit(layer.apply)({"params": params}, x), expected.reshape(x.shape), atol=1e-4
-    )
+    np.testing.assert_allclose(quick_jit(layer.apply)({"params": params}, x), expected.reshape(x.shape), atol=1e-4)
 
 
 def test_embeddings_follow_the_formula():

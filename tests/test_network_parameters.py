@@ -94,9 +94,7 @@ def test_a_module_of_foreign_layers_is_initialised_by_its_own_init():
     np.testing.assert_allclose(out, jnp.ones((3, 2)))
 
 
-@pytest.mark.parametrize(
-    "values, scale", [(np.arange(1.0, 1001.0), 1.0), (np.linspace(-1.5, 1.1, 1000), 1000.0)]
-)
+@pytest.mark.parametrize("values, scale", [(np.arange(1.0, 1001.0), 1.0), (np.linspace(-1.5, 1.1, 1000), 1000.0)])
 def test_thousand_noise_levels_stay_distinct_under_bfloat16(values, scale):
     module = DDPMUNet(dim=4, dim_mults=(1,), heads=1, head_dim=4, time_scale=scale, dtype=jnp.bfloat16)
     x, noise = jnp.zeros((1000, 2, 2, 1)), jnp.asarray(values, jnp.float32)

@@ -53,9 +53,7 @@ CASES = {
         cond="label",
         dropout=True,
     ),
-    "ddpm_patch": Case(
-        DDPMUNet(dim=8, dim_mults=(2,), patch=2, heads=1, head_dim=8, time_scale=1000.0), (4, 6, 1)
-    ),
+    "ddpm_patch": Case(DDPMUNet(dim=8, dim_mults=(2,), patch=2, heads=1, head_dim=8, time_scale=1000.0), (4, 6, 1)),
     "context": Case(ContextUnet(n_feat=16, height=8, width=12), (8, 12, 3), cond="context"),
     "vector": Case(
         VectorTransformer(hidden=16, layers=2, num_classes=3, position_dim=8),
@@ -64,9 +62,7 @@ CASES = {
         dropout=True,
     ),
     "vector_features": Case(
-        VectorTransformer(
-            hidden=16, layers=2, heads=1, position_dim=8, feed_forward="tanh", conditioning="add"
-        ),
+        VectorTransformer(hidden=16, layers=2, heads=1, position_dim=8, feed_forward="tanh", conditioning="add"),
         (6, 3),
         dropout=True,
     ),
@@ -153,9 +149,7 @@ def test_every_parameter_learns_and_dropout_follows_the_key(name):
     for path, grad in jax.tree_util.tree_flatten_with_path(grads)[0]:
         assert bool(np.isfinite(grad).all()), path
         assert float(np.abs(grad).max()) > 0, path
-    again, other = (
-        jax.device_get(gradients(params, x, noise, cond, jax.random.key(k))[0][1]) for k in (3, 4)
-    )
+    again, other = (jax.device_get(gradients(params, x, noise, cond, jax.random.key(k))[0][1]) for k in (3, 4))
     plain = forward(params, x, noise, cond)
     assert bool((again == out).all())
     assert bool((forward(params, x, noise, cond) == plain).all())
@@ -186,9 +180,7 @@ def equations(jaxpr):
 @every
 def test_no_slow_convolutions_forward_or_backward(name):
     _, params, _, gradients = built(name)
-    jaxpr = jax.make_jaxpr(gradients.__wrapped__)(
-        params, *inputs(name), CASES[name].conditions, jax.random.key(0)
-    )
+    jaxpr = jax.make_jaxpr(gradients.__wrapped__)(params, *inputs(name), CASES[name].conditions, jax.random.key(0))
     convolutions = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "conv_general_dilated"]
     assert bool(convolutions) is (len(CASES[name].shape) == 3)
     for eqn in convolutions:
@@ -226,9 +218,7 @@ def test_conditioning_matters_and_its_absence_is_the_null_value(name):
     out, other = forward(params, x, noise, cond), forward(params, x, noise, swapped)
     moved = np.abs(out - other).reshape(BATCH, -1).max(-1)
     assert float(moved[:2].min()) > 1e-3 and float(moved[2:].max()) < 1e-5
-    null = (
-        {"label": jnp.full((BATCH,), 3, jnp.int32)} if "label" in cond else {"context": jnp.zeros((BATCH, 5))}
-    )
+    null = {"label": jnp.full((BATCH,), 3, jnp.int32)} if "label" in cond else {"context": jnp.zeros((BATCH, 5))}
     absent = forward(params, x, noise)
     np.testing.assert_allclose(absent, forward(params, x, noise, null), atol=1e-6)
     assert float(np.abs(absent - out)[0].max()) > 1e-3
@@ -286,9 +276,7 @@ def test_toy_unet_works_in_unit_range_inside_and_model_range_outside():
     _, params, forward, _ = built("toy")
     x, noise = inputs("toy")
     inner = quick_jit(as_network(ToyUNet(unit_range=False)))
-    np.testing.assert_allclose(
-        forward(params, 2 * x - 1, noise), 2 * inner(params, x, noise) - 1, atol=1e-3, rtol=1e-4
-    )
+    np.testing.assert_allclose(forward(params, 2 * x - 1, noise), 2 * inner(params, x, noise) - 1, atol=1e-3, rtol=1e-4)
 
 
 def test_label_problems_are_loud():
@@ -307,17 +295,13 @@ def test_networks_without_classes_ignore_labels():
 
 
 def test_refused_sizes_name_the_nearest_valid_ones():
-    with pytest.raises(
-        ValueError, match="multiples of 4, got 30x28; nearest valid: height 28 or 32, width 28"
-    ):
+    with pytest.raises(ValueError, match="multiples of 4, got 30x28; nearest valid: height 28 or 32, width 28"):
         check_divisible((30, 28), 4)
     with pytest.raises(ValueError, match="got 2x9; nearest valid: height 4, width 8 or 12"):
         param_shapes(ToyUNet(), (1, 2, 9, 1))
     with pytest.raises(ValueError, match="multiples of 8, got 28x28; nearest valid: height 24 or 32"):
         param_shapes(DDPMUNet(patch=2), (1, 28, 28, 1))
-    with pytest.raises(
-        ValueError, match="built for 16x16 images, got 16x20; build it with height=16, width=20"
-    ):
+    with pytest.raises(ValueError, match="built for 16x16 images, got 16x20; build it with height=16, width=20"):
         param_shapes(ContextUnet(), (1, 16, 20, 3))
 
 

@@ -42,7 +42,7 @@ def test_digits_need_no_flag_and_carry_their_origin(trained, tmp_path):
     assert (metadata["seed"], metadata["index"], metadata["label"]) == (0, 3, 3)
     assert metadata["checkpoint_step"] == 4 and metadata["sampler"] == "dpmpp_2m"
     assert Image.open(path).size == (8, 8)
-    assert Image.open(tmp_path / "out" / "grid_seed0.png").size[0] > 8 * 64
+    assert Image.open(tmp_path / "out" / "grid_seed0.png").size[0] > 7 * 64
 
 
 def test_an_interrupted_command_continues_and_batch_size_changes_nothing(trained, tmp_path):

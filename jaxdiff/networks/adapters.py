@@ -44,9 +44,7 @@ def as_network(module: nn.Module) -> Network:
     return network
 
 
-def _abstract_init(
-    module: nn.Module, x: ArrayLike, noise_cond: ArrayLike | None, cond: Mapping | None
-) -> Mapping:
+def _abstract_init(module: nn.Module, x: ArrayLike, noise_cond: ArrayLike | None, cond: Mapping | None) -> Mapping:
     """All variables of ``module.init`` as shapes; nothing is computed or compiled."""
     if noise_cond is None:
         noise_cond = jax.ShapeDtypeStruct(x.shape[:1], jnp.float32)
@@ -98,9 +96,7 @@ def init_params(
 
 def _draw(key: Key[Array, ""], layout: Sequence[tuple[tuple[int, ...], Initializer]]) -> list[Array]:
     """Draw one array per (shape, distribution), as scaled pieces of two long vectors."""
-    total = {
-        kind: sum(math.prod(s) for s, init in layout if init.kind == kind) for kind in ("uniform", "normal")
-    }
+    total = {kind: sum(math.prod(s) for s, init in layout if init.kind == kind) for kind in ("uniform", "normal")}
     key_uniform, key_normal = jax.random.split(key)
     vectors = {
         "uniform": jax.random.uniform(key_uniform, (total["uniform"],), jnp.float32, -1.0, 1.0),

@@ -148,9 +148,7 @@ class ContextUnet(nn.Module):
             return jnp.zeros((batch, self.n_cfeat), jnp.float32)
         context = cond["context"]
         if context.shape != (batch, self.n_cfeat):
-            raise ValueError(
-                f'cond["context"] must have shape ({batch}, {self.n_cfeat}), got {context.shape}'
-            )
+            raise ValueError(f'cond["context"] must have shape ({batch}, {self.n_cfeat}), got {context.shape}')
         return context.astype(jnp.float32)
 
     def _steer(self, h: Array, time: Array, context: Array | None, name: str) -> Array:

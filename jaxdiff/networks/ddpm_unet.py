@@ -158,9 +158,7 @@ class DDPMUNet(nn.Module):
         return depth_to_space(h, self.patch)
 
     def _block(self, h: Array, embedding: Array, train: bool, features: int, name: str) -> Array:
-        return ResnetBlock(features, self.groups, self.dropout, self.dtype, name=name)(
-            h, embedding, train=train
-        )
+        return ResnetBlock(features, self.groups, self.dropout, self.dtype, name=name)(h, embedding, train=train)
 
     def _attend(self, h: Array, attention: nn.Module) -> Array:
         return h + attention(GroupNorm(1, name=f"{attention.name}_norm")(h))

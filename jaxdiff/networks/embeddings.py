@@ -56,9 +56,7 @@ def sinusoidal_embedding(
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def positional_encoding(
-    length: int, dim: int, *, max_period: float = 10_000.0
-) -> Float[Array, "{length} {dim}"]:
+def positional_encoding(length: int, dim: int, *, max_period: float = 10_000.0) -> Float[Array, "{length} {dim}"]:
     """Fixed encoding of the positions 0..length-1 as ``concat(sin(w_k i), cos(w_k i))``.
 
     Args:
@@ -97,8 +95,7 @@ def labels_or_null(cond: Cond, batch: int, num_classes: int) -> Int[Array, " {ba
     label = cond["label"]
     if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
         raise ValueError(
-            f'cond["label"] must be one integer per row, shape ({batch},); '
-            f"got {label.dtype} of shape {label.shape}"
+            f'cond["label"] must be one integer per row, shape ({batch},); got {label.dtype} of shape {label.shape}'
         )
     return label
 
@@ -138,9 +135,7 @@ class NoiseEmbedding(nn.Module):
     num_classes: int = 0
 
     @nn.compact
-    def __call__(
-        self, noise_cond: Float[Array, " batch"], cond: Cond = None
-    ) -> Float[Array, "batch features"]:
+    def __call__(self, noise_cond: Float[Array, " batch"], cond: Cond = None) -> Float[Array, "batch features"]:
         """Embed (batch,) noise levels and optional labels as (batch, features) float32."""
         waves = sinusoidal_embedding(self.time_scale * noise_cond.astype(jnp.float32), self.dim)
         embedding = self._mlp(waves, "noise")

@@ -207,9 +207,7 @@ class GroupNorm(nn.Module):
         """Normalise ``x``; statistics in float32, result in the type of ``x``."""
         channels = x.shape[-1]
         if channels % self.groups:
-            raise ValueError(
-                f"GroupNorm needs channels divisible by groups={self.groups}, got {channels} channels"
-            )
+            raise ValueError(f"GroupNorm needs channels divisible by groups={self.groups}, got {channels} channels")
         gamma = declare(self, "scale", constant(1.0), (channels,))[None]
         beta = declare(self, "bias", constant(0.0), (channels,))[None]
         values = x.astype(jnp.float32)

@@ -75,9 +75,7 @@ class MLP(nn.Module):
         embedding = jax.nn.silu(embed(noise_cond, cond))
         h = Linear(self.hidden, dtype=self.dtype, name="stem")(x)
         for i in range(self.layers):
-            y = Linear(self.hidden, dtype=self.dtype, name=f"block{i}_in")(
-                LayerNorm(name=f"block{i}_norm")(h)
-            )
+            y = Linear(self.hidden, dtype=self.dtype, name=f"block{i}_in")(LayerNorm(name=f"block{i}_norm")(h))
             y = jax.nn.silu(y + Linear(self.hidden, dtype=self.dtype, name=f"block{i}_noise")(embedding))
             y = nn.Dropout(self.dropout, deterministic=not train)(y)
             h = h + Linear(self.hidden, dtype=self.dtype, name=f"block{i}_out")(y)

@@ -1,6 +1,7 @@
 """Gaussian noise for samplers: one key, or one key per sample on which alone that sample depends."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,7 @@ def _check_kind(key: Keys) -> None:
         )
 
 
+@partial(jax.jit, static_argnums=(2, 3), inline=True)
 def _normal(keys: Keys, index: Array | int, shape: tuple[int, ...], dtype: np.dtype) -> Array:
     """Draw ``normal(fold_in(key, index), shape)`` for every key: shape ``keys.shape + shape``."""
 

@@ -107,18 +107,12 @@ def stochastic_heun(
 
     Reference: Karras et al. 2022, algorithm 2 and table 5 (defaults: ImageNet-64), arXiv:2206.00364.
     """
-    for name, value in (("s_churn", s_churn), ("s_noise", s_noise)):
-        if isinstance(value, float | int) and not value >= 0:
-            raise ValueError(f"{name}={value} must not be negative: 0 gives heun.")
-    if is_zero(s_churn):
-        return heun(denoiser, x, sigmas, cond=cond, ends_at_zero=ends_at_zero, trajectory=trajectory, unroll=unroll)
-    grid = as_grid(x, sigmas, inversion=False)
-    churned = (grid.here >= s_tmin) & (grid.here <= s_tmax)
-    gamma = jnp.where(churned, jnp.minimum(jnp.asarray(s_churn) / grid.num_steps, math.sqrt(2) - 1), 0)
-    gamma = gamma.astype(grid.sigmas.dtype)
-    raised = grid.here * (1 + gamma)
-    noise = None
-    if not is_zero(s_noise):
+    _check_not_negative(s_churn=s_churn, s_noise=s_noise)
+    grid = as_grid(x, sigmas, inversion=is_zero(s_churn))
+    gamma = jnp.minimum(jnp.asarray(s_churn) / grid.num_steps, math.sqrt(2) - 1)
+    gamma = jnp.where((grid.here >= s_tmin) & (grid.here <= s_tmax), gamma, 0).astype(grid.sigmas.dtype)
+    noise, raised = None, grid.here * (1 + gamma)
+    if not (is_zero(s_churn) or is_zero(s_noise)):
         # sqrt(sigma^^2 - sigma^2) as a product: nothing cancels for small gamma
         std = s_noise * grid.here * jnp.sqrt(gamma * (2 + gamma))
         noise = Noise(check_key(key, x, "stochastic_heun"), std, first_step)
@@ -177,6 +171,12 @@ def _heun_steps(
             last = jnp.where(there[-1] == 0, last, jnp.nan)
         states = None if states is None else jnp.concatenate([states, last[None]])
     return pack(x, last, states)
+
+
+def _check_not_negative(*, s_churn: Scalar, s_noise: Scalar) -> None:
+    for name, value in (("s_churn", s_churn), ("s_noise", s_noise)):
+        if isinstance(value, float | int) and not value >= 0:
+            raise ValueError(f"{name}={value} must not be negative: 0 gives heun.")
 
 
 def _ends_at_zero(grid: Grid, promised: bool | None) -> bool:

@@ -1,0 +1,280 @@
+"""What every sampler promises, whatever its method."""
+
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from oracles import KEY, METHODS, SHAPE, STOCHASTIC, bend, gaussian, mixture, point_mass, shrink, start
+
+from jaxdiff import grids, samplers
+
+TWO = mixture([0.3, 0.7], [[-1.0, 0.5], [1.0, -0.25]], [0.2, 0.4])
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+# What every sampler promises.
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 50])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_perfect_denoiser_gets_its_data_back(name, n):
+    x0 = np.linspace(-1, 1, 6, dtype=np.float32).reshape(SHAPE)
+    got = METHODS[name].run(point_mass(x0), start(80.0), grids.karras(n), KEY)
+    np.testing.assert_allclose(got, np.broadcast_to(x0, got.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_result_at_zero_is_the_last_estimate(name):
+    seen = []
+
+    def denoiser(x, sigma):
+        out = bend(x, sigma)
+        jax.debug.callback(lambda *pair: seen.append(pair), out, sigma)
+        return out
+
+    got = METHODS[name].run(denoiser, start(80.0, shape=(2,)), grids.karras(4), KEY)
+    jax.effects_barrier()
+    lowest = min(seen, key=lambda pair: float(pair[1]))
+    assert float(lowest[1]) > 0  # never asked at 0
+    last = [out for out, sigma in seen if sigma == lowest[1]][-1]
+    np.testing.assert_array_equal(got, last)
+
+
+@pytest.mark.parametrize("to_zero", [True, False])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_denoiser_is_called_as_often_as_documented(name, to_zero):
+    calls = []
+
+    def denoiser(x, sigma):
+        jax.debug.callback(lambda s: calls.append(float(s)), sigma)
+        return shrink(x, sigma)
+
+    grid = grids.karras(5) if to_zero else grids.karras(6)[:-1]
+    METHODS[name].run(denoiser, start(80.0), grid, KEY)
+    jax.effects_barrier()
+    assert len(calls) == METHODS[name].calls(5, to_zero)
+
+
+def test_heun_under_jit_is_right_on_any_grid_and_saves_a_call_on_a_promise():
+    calls = []
+
+    def denoiser(x, sigma):
+        jax.debug.callback(lambda s: calls.append(float(s)), sigma)
+        return shrink(x, sigma)
+
+    def counted(run, sigmas):
+        calls.clear()
+        out = jax.jit(lambda x, s: run(denoiser, x, s))(x, sigmas)
+        jax.effects_barrier()
+        return out, len(calls)
+
+    x, full = start(80.0), grids.karras(5)
+    part = full[:-1]
+    out, count = counted(samplers.heun, full)
+    np.testing.assert_allclose(out, samplers.heun(shrink, x, full), rtol=1e-6)
+    assert count == 10 and min(calls) > 0
+    out, count = counted(samplers.heun, part)
+    np.testing.assert_allclose(out, samplers.heun(shrink, x, part), rtol=1e-6)
+    assert count == 8
+    out, count = counted(partial(samplers.heun, ends_at_zero=True), full)
+    np.testing.assert_allclose(out, samplers.heun(shrink, x, full), rtol=1e-6)
+    assert count == 9
+    out, _ = counted(partial(samplers.heun, ends_at_zero=True), part)
+    assert bool(jnp.isnan(out).all())
+    with pytest.raises(ValueError, match="ends_at_zero=True"):
+        samplers.heun(shrink, x, part, ends_at_zero=True)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.single_step])
+def test_two_halves_of_a_grid_are_one_run(name):
+    method, grid, x = METHODS[name], grids.karras(8), start(80.0, shape=(2,))
+    half = method.half or method.run
+    later = {"first_step": 4} if name in STOCHASTIC else {}
+    middle = half(bend, x, grid[:5], KEY)
+    got = half(bend, middle, grid[4:], KEY, **later)
+    wanted = method.run(bend, x, grid, KEY)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    assert float(jnp.max(jnp.abs(middle - wanted))) > 0.1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trajectories_hold_every_state(name):
+    x, grid = start(80.0, shape=(2,)), grids.karras(5)
+    alone = METHODS[name].run(bend, x, grid, KEY)
+    last, states = METHODS[name].run(bend, x, grid, KEY, trajectory=True)
+    assert states.shape == (6, *x.shape)
+    np.testing.assert_array_equal(states[0], x)
+    np.testing.assert_array_equal(states[-1], last)
+    np.testing.assert_allclose(last, alone, rtol=1e-6, atol=1e-6)
+    if METHODS[name].single_step:
+        half = METHODS[name].half or METHODS[name].run
+        if half is METHODS[name].run:
+            middle = METHODS[name].run(bend, x, grid[:3], KEY)
+            np.testing.assert_allclose(states[2], middle, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_scan_without_branches_that_stores_nothing(name):
+    def trace(n, trajectory=False):
+        run = partial(METHODS[name].run, trajectory=trajectory)
+        args = (start(80.0), grids.karras(n), KEY)
+        return list(equations(jax.make_jaxpr(lambda x, s, k: run(shrink, x, s, k))(*args).jaxpr))
+
+    short, long, kept = trace(10), trace(1000), trace(10, True)
+    assert "cond" not in {eqn.primitive.name for eqn in long}
+    assert len(short) == len(long)  # nothing is unrolled
+    loop, kept_loop = ([e for e in eqns if e.primitive.name == "scan"] for eqns in (short, kept))
+    assert len(loop) == len(kept_loop) == 1
+    assert len(loop[0].outvars) == loop[0].params["num_carry"]
+    assert len(kept_loop[0].outvars) == kept_loop[0].params["num_carry"] + 1
+
+
+@pytest.mark.parametrize("name", ["heun", "dpmpp_2m", "ddpm_lower"])
+def test_a_thousand_steps_compile_as_fast_as_ten(name):
+    def seconds(n):
+        run = jax.jit(lambda x, s, k: METHODS[name].run(shrink, x, s, k))
+        lowered = run.lower(start(80.0, shape=(2,)), grids.karras(n), KEY)
+        begin = time.perf_counter()
+        lowered.compile()
+        return time.perf_counter() - begin
+
+    seconds(11)  # what only the first one pays
+    assert min(seconds(1000), seconds(1001)) <= 1.3 * seconds(10) + 0.3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_new_values_do_not_recompile_and_jit_changes_nothing(name):
+    traces = []
+
+    @jax.jit
+    def run(x, sigmas, key, scale):
+        def denoiser(x, sigma):
+            traces.append(1)
+            return scale * bend(x, sigma)
+
+        return METHODS[name].run(denoiser, x, sigmas, key)
+
+    x = start(80.0, shape=(2,))
+    first = run(x, grids.karras(6), KEY, jnp.float32(1.0))
+    once = len(traces)
+    np.testing.assert_array_equal(first, run(x, grids.karras(6), KEY, jnp.float32(1.0)))
+    eager = METHODS[name].run(bend, x, grids.karras(6), KEY)
+    np.testing.assert_allclose(first, eager, rtol=1e-5, atol=1e-5)
+    run(x, grids.exponential(6, 0.01, 80.0), jax.random.key(8), jnp.float32(0.5))
+    assert len(traces) == once
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_vmap_and_grad_go_through(name, x64):
+    run, grid = METHODS[name].run, jnp.asarray([10.0, 3.0, 0.5, 0.0])
+    x = jnp.asarray([[9.0, -14.0], [3.0, 0.5]])
+    keys, scaled = jax.random.split(KEY, 2), jnp.stack([x, 2 * x])
+    one = jax.jit(lambda x, k: run(bend, x, grid, k))
+    mapped = jax.jit(jax.vmap(lambda x, k: run(bend, x, grid, k)))(scaled, keys)
+    each = jnp.stack([one(x, k) for x, k in zip(scaled, keys, strict=True)])
+    np.testing.assert_allclose(mapped, each, rtol=1e-12)
+
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 1))
+    def total(scale, sigmas):
+        return jnp.sum(run(lambda x, s: scale * bend(x, s), x, sigmas, KEY) ** 2)
+
+    h = 1e-6
+    _, (by_scale, by_sigma) = total(0.9, grid)
+    wanted = (total(0.9 + h, grid)[0] - total(0.9 - h, grid)[0]) / (2 * h)
+    assert float(by_scale) == pytest.approx(float(wanted), rel=1e-6) and abs(float(by_scale)) > 0.1
+    shift = jnp.asarray([0, h, 0, 0])
+    wanted = (total(0.9, grid + shift)[0] - total(0.9, grid - shift)[0]) / (2 * h)
+    assert float(by_sigma[1]) == pytest.approx(float(wanted), rel=1e-4, abs=1e-8)
+    assert bool(jnp.isfinite(by_sigma).all())
+
+
+def test_unroll_changes_nothing():
+    x, grid = start(80.0, shape=(2,)), grids.karras(7)
+    for name in ("heun", "dpmpp_2m", "ddpm_lower"):
+        run = METHODS[name].run
+        got = run(shrink, x, grid, KEY, unroll=3)
+        np.testing.assert_allclose(got, run(shrink, x, grid, KEY), rtol=1e-5, atol=1e-5)
+
+
+def test_an_nnx_model_a_lambda_and_conditions_drive_a_sampler():
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def run(state, x, sigmas, shift):
+        def denoiser(x, sigma, cond):
+            return nnx.merge(graph, state)(x / jnp.sqrt(1 + sigma**2)) + cond["shift"]
+
+        return samplers.euler(denoiser, x, sigmas, cond={"shift": shift})
+
+    x, shift = start(80.0, shape=(2,)), jnp.ones((4, 2))
+    got = run(state, x, grids.karras(3), shift)
+    kernel, bias = model.kernel[...], model.bias[...].reshape(1, 2)
+    plain = lambda x, s: (x / jnp.sqrt(1 + s**2)) @ kernel + bias + 1.0  # noqa: E731
+    np.testing.assert_allclose(got, samplers.euler(plain, x, grids.karras(3)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_can_start_from_a_noised_example():
+    x0 = jnp.full((4, 2), 3.0)
+    grid = grids.start_at(grids.karras(20), 0.01)
+    x = x0 + samplers.initial_noise(jax.random.split(KEY, 4), (2,), grid[0])
+    close = samplers.euler(gaussian(np.full(2, 3.0), 0.5).denoiser, x, grid)
+    np.testing.assert_allclose(close, x0, atol=0.05)
+
+
+# Refusals.
+
+BAD = [
+    ([80.0, 80.0, 0.0], "strictly decrease"),
+    ([0.0, 0.0], "start above 0"),
+    ([80.0, -1.0], "end at 0"),
+    ([np.nan, 0.0], "finite"),
+    ([80.0], "n \\+ 1"),
+]
+
+
+@pytest.mark.parametrize(("sigmas", "words"), BAD)
+def test_bad_grids_are_refused(sigmas, words):
+    with pytest.raises(ValueError, match=words):
+        samplers.euler(shrink, start(80.0), jnp.asarray(sigmas, jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda x, s: samplers.ddim(shrink, x, s, KEY, eta=1.5), "eta=1.5"),
+        (lambda x, s: samplers.ddpm(shrink, x, s, KEY, variance="low"), "'lower' or 'upper'"),
+        (lambda x, s: samplers.ddpm(shrink, x, s, KEY, noise_scale=-1.0), "negative"),
+        (lambda x, s: samplers.ddpm(shrink, x, s, KEY, noise_scale=jnp.ones(2)), "shape \\(3,\\)"),
+        (lambda x, s: samplers.stochastic_heun(shrink, x, s, KEY, s_churn=-1.0), "s_churn"),
+        (lambda x, s: samplers.euler(shrink, x, s, unroll=0), "unroll=0"),
+        (lambda x, s: samplers.euler(shrink, x.astype(jnp.bfloat16), s), "bfloat16"),
+        (lambda x, s: samplers.euler(lambda x, s: x[:, :1], x, s), "must return x0"),
+        (lambda x, s: samplers.ddpm(shrink, x, s[::-1] + 1, KEY), "strictly decrease, got"),
+        (lambda x, s: samplers.variance_knob("cosine", 5), "choose one of constant"),
+        (lambda x, s: samplers.variance_knob("constant", 5, value=-1.0), "value=-1.0"),
+        (lambda x, s: samplers.variance_knob("constant", 0), "n >= 1"),
+    ],
+)
+def test_bad_options_are_refused(run, words):
+    with pytest.raises(ValueError, match=words):
+        run(start(80.0), grids.karras(3))
