@@ -10,12 +10,14 @@ from jaxdiff.viz.points import noise_histogram, scatter_2d
 from jaxdiff.viz.strips import (
     denoiser_pairs,
     forward_strip,
+    mixture_scale,
     reverse_frames,
     reverse_gif,
     reverse_strip,
     sample_grid,
     unit_scale,
 )
+from jaxdiff.viz.style import save_figure
 
 __all__ = [
     "denoiser_pairs",
@@ -23,12 +25,14 @@ __all__ = [
     "forward_strip",
     "knob_study",
     "loss_curves",
+    "mixture_scale",
     "noise_histogram",
     "read_log",
     "reverse_frames",
     "reverse_gif",
     "reverse_strip",
     "sample_grid",
+    "save_figure",
     "scatter_2d",
     "schedule_curves",
     "sinusoid",

@@ -4,19 +4,16 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import tyro
 from jaxtyping import Float32
 
-from jaxdiff.outputs.files import replacing
 from jaxdiff.typing import Schedule
 from jaxdiff.viz.curves import embedding_map, loss_curves, read_log, schedule_curves
 from jaxdiff.viz.strips import forward_strip, reverse_gif, reverse_strip
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from jaxdiff.viz.style import save_figure
 
 __all__ = ["main"]
 
@@ -76,7 +73,7 @@ def losses(
         bin_edges: noise levels that separate the bins, for the legend.
         title: title of the figure.
     """
-    return _save(loss_curves(read_log(log), smoothing=smoothing, bin_edges=bin_edges or None, title=title), out)
+    return save_figure(loss_curves(read_log(log), smoothing=smoothing, bin_edges=bin_edges or None, title=title), out)
 
 
 def schedules(out: Picture, /, *, steps: int = 1000) -> Path:
@@ -86,7 +83,7 @@ def schedules(out: Picture, /, *, steps: int = 1000) -> Path:
         out: picture to write (.png, .svg, .pdf).
         steps: number of diffusion steps.
     """
-    return _save(schedule_curves(_schedules(steps), steps=steps, title=f"Noise schedules, {steps} steps"), out)
+    return save_figure(schedule_curves(_schedules(steps), steps=steps, title=f"Noise schedules, {steps} steps"), out)
 
 
 def embedding(out: Picture, /, *, dim: int = 128, steps: int = 1000, max_period: float = 10_000.0) -> Path:
@@ -100,7 +97,7 @@ def embedding(out: Picture, /, *, dim: int = 128, steps: int = 1000, max_period:
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    return _save(embedding_map(positions=np.arange(steps), dim=dim, max_period=max_period), out)
+    return save_figure(embedding_map(positions=np.arange(steps), dim=dim, max_period=max_period), out)
 
 
 def forward(
@@ -137,7 +134,7 @@ def forward(
     shown = _schedules(steps)[_TITLES[schedule]]
     title = f"Forward process, {_TITLES[schedule]} schedule"
     figure = forward_strip(_images(data, count), shown, columns=columns, seed=seed, title=title)
-    return _save(figure, out)
+    return save_figure(figure, out)
 
 
 def strip(run: RunFile, out: Picture, /, *, columns: int = 8, samples: int = 4) -> Path:
@@ -151,7 +148,7 @@ def strip(run: RunFile, out: Picture, /, *, columns: int = 8, samples: int = 4) 
         samples: how many samples to show.
     """
     trajectory, sigmas, denoised = _trajectory(run)
-    return _save(reverse_strip(trajectory, sigmas, denoised=denoised, columns=columns, samples=samples), out)
+    return save_figure(reverse_strip(trajectory, sigmas, denoised=denoised, columns=columns, samples=samples), out)
 
 
 def gif(
@@ -253,12 +250,3 @@ def _trajectory(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
             if stored[name].ndim != rank:
                 raise ValueError(f"{name!r} of {run} must have {rank} axes, got shape {stored[name].shape}")
         return stored["trajectory"], stored["sigmas"], stored["denoised"] if "denoised" in stored else None
-
-
-def _save(figure: "matplotlib.figure.Figure", out: Path) -> Path:
-    """Write a figure, whole or not at all."""
-    if not out.suffix:
-        raise ValueError(f"{out} needs a suffix that says the format, e.g. .png")
-    with replacing(out) as file:
-        figure.savefig(file, format=out.suffix[1:])
-    return out

@@ -1,7 +1,7 @@
 """Pictures of the forward and of the reverse process."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "denoiser_pairs",
     "forward_strip",
+    "mixture_scale",
     "reverse_frames",
     "reverse_gif",
     "reverse_strip",
@@ -40,12 +41,34 @@ def unit_scale(x: Float[AnyArray, "n ..."], sigmas: Float[AnyArray, " _"]) -> Fl
     Raises:
         ValueError: lengths that differ, or a negative or unbounded noise level.
     """
+    return _divided(x, sigmas, lambda levels: np.sqrt(1 + levels**2))
+
+
+def mixture_scale(x: Float[AnyArray, "n ..."], sigmas: Float[AnyArray, " _"]) -> Float[np.ndarray, "n ..."]:
+    """Bring states of the variance-exploding frame to the mixture ``x / (1 + sigma) = (1 - a) x0 + a eps``.
+
+    With ``a = sigma / (1 + sigma)``. Uniform noise in [-1, 1] keeps the range of images at every noise level.
+
+    Args:
+        x: states, the noise level changing along the first axis.
+        sigmas: noise level of each, not negative.
+
+    Returns:
+        States as a path that mixes data with noise (rectified flow, deblending) has them.
+
+    Raises:
+        ValueError: lengths that differ, or a negative or unbounded noise level.
+    """
+    return _divided(x, sigmas, lambda levels: 1 + levels)
+
+
+def _divided(x: AnyArray, sigmas: AnyArray, divisor: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     states, levels = np.asarray(x), np.asarray(sigmas, np.float64)
     if levels.shape != states.shape[:1]:
         raise ValueError(f"one sigma is needed for each of {len(states)} states, got shape {levels.shape}")
     if not (np.isfinite(levels).all() and (levels >= 0).all()):
         raise ValueError(f"sigmas must be finite and not negative, got {levels}")
-    factor = 1 / np.sqrt(1 + levels**2)
+    factor = 1 / divisor(levels)
     return (states * factor.reshape(-1, *(1,) * (states.ndim - 1))).astype(states.dtype)
 
 
@@ -143,16 +166,18 @@ def reverse_strip(
     denoised: Float[AnyArray, "calls n h w c"] | None = None,
     columns: int = 8,
     samples: int = 4,
+    scale: Callable[[AnyArray, AnyArray], np.ndarray] = unit_scale,
     title: str | None = None,
 ) -> "matplotlib.figure.Figure":
     """Show how samples come out of noise, and what the denoiser took each state for.
 
     Args:
-        trajectory: states of the variance-exploding frame, from noise to sample; drawn by `unit_scale`.
+        trajectory: states of the variance-exploding frame, from noise to sample.
         sigmas: noise level of each state.
         denoised: estimates of x0 at each state, or at each but the last; drawn as a second row.
         columns: how many states to show, the first and the last among them.
         samples: how many samples to show.
+        scale: brings states (n, ...) at levels (n,) to a range that can be seen: `unit_scale` or `mixture_scale`.
         title: title of the figure; None names the number of steps.
 
     Returns:
@@ -165,7 +190,7 @@ def reverse_strip(
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     chosen = pick(len(states), columns)
-    visible = unit_scale(states[chosen], levels[chosen])
+    visible = scale(states[chosen], levels[chosen])
     estimates = None
     if denoised is not None:
         estimates = np.asarray(denoised)

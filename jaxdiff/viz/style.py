@@ -2,12 +2,16 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
 from jaxtyping import Float, Shaped
+
+from jaxdiff.outputs.files import replacing
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -21,6 +25,7 @@ __all__ = [
     "figure",
     "image_table",
     "pick",
+    "save_figure",
     "show_image",
     "smooth",
     "style",
@@ -88,6 +93,27 @@ def figure(width: float, height: float) -> "matplotlib.figure.Figure":
     FigureCanvasAgg(new)
     new.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
     return new
+
+
+def save_figure(figure: "matplotlib.figure.Figure", path: str | os.PathLike[str]) -> Path:
+    """Write a figure, whole or not at all.
+
+    Args:
+        figure: what to write.
+        path: file; its suffix says the format (.png, .svg, .pdf), its directory is made.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: no suffix, or one that matplotlib does not know.
+    """
+    path = Path(path)
+    if not path.suffix:
+        raise ValueError(f"{path} needs a suffix that says the format, e.g. .png")
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:])
+    return path
 
 
 def displayable(images: Shaped[AnyArray, "... h w c"]) -> Float[np.ndarray, "... h w c"]:

@@ -1,0 +1,273 @@
+"""The commands of ``python -m jaxdiff.experiments``: one JSON line on stdout, words on stderr, figures as files.
+
+Exit codes: 0 done, 2 wrong arguments or no usable run.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+import tyro
+
+from jaxdiff import cli, data, outputs, viz
+from jaxdiff.experiments import denoise, digits, points, strips, variance_knob
+from jaxdiff.sampling import TrainedRun, load_run
+from jaxdiff.typing import require
+
+__all__ = ["main"]
+
+RunDir: TypeAlias = Annotated[Path, tyro.conf.arg(metavar="RUN")]
+Picture: TypeAlias = Annotated[Path, tyro.conf.arg(metavar="OUT.png")]
+Folder: TypeAlias = Annotated[Path, tyro.conf.arg(metavar="OUT_DIR")]
+
+GRID_COLUMNS = 8
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        The exit code (arguments that do not parse leave with exit code 2 themselves).
+    """
+    return cli.run_main(functools.partial(_main, None if argv is None else list(argv)))
+
+
+def _main(argv: list[str] | None) -> int:
+    commands = {
+        "denoise": denoise_command,
+        "variance-knob": variance_knob_command,
+        "strips": strips_command,
+        "score-digits": score_digits_command,
+        "score-points": score_points_command,
+    }
+    tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="python -m jaxdiff.experiments",
+        description="Studies of trained runs: numbers as one line of JSON, figures as files.",
+        args=argv,
+    )
+    return 0
+
+
+def denoise_command(
+    run: RunDir,
+    out: Picture,
+    /,
+    *,
+    noise_mean: float = 15.0,
+    noise_std: float = 5.0,
+    count: int = 200,
+    many: int = 20_000,
+    seed: int = 0,
+    estimate_mean: bool = False,
+) -> None:
+    """Find the noise in fresh vectors, beside the best that is possible (recipe vectors).
+
+    Args:
+        run: folder that train.py wrote.
+        out: picture to write: histogram of the noise, true and predicted.
+        noise_mean: mean of the noise.
+        noise_std: standard deviation of the noise.
+        count: fresh vectors.
+        many: vectors for an error with little sampling error.
+        seed: draws other vectors and noise.
+        estimate_mean: estimate the mean of the noise from the noisy vectors and the training data.
+    """
+    study = denoise.study_denoising(
+        _open(run, out),
+        noise_mean=noise_mean,
+        noise_std=noise_std,
+        count=count,
+        many=many,
+        seed=seed,
+        estimate_mean=estimate_mean,
+    )
+    values = study.values
+    title = f"Noise of {count} vectors: true and predicted"
+    viz.save_figure(viz.noise_histogram(study.true, study.predicted, title=title), out)
+    words = (
+        f"error of the noise {values['mse']:.3f} on {count} vectors and {values['mse_many']:.3f} on {many} "
+        f"(optimum {values['mse_optimum']:.3f}, by chance +-{values['mse_standard_error']:.3f} and "
+        f"+-{values['mse_many_standard_error']:.3f})",
+        f"denoised std {values['denoised_std']:.3f} (optimum {values['denoised_std_optimum']:.3f}); noise mean "
+        f"{values['noise_mean']:.3f}, predicted {values['predicted_noise_mean']:.3f}; noise std "
+        f"{values['noise_std']:.3f}, predicted {values['predicted_noise_std']:.3f} "
+        f"(optimum {values['predicted_noise_std_optimum']:.3f})",
+        f"from the noisy vectors and the training data alone: noise mean {values['characterised_noise_mean']:.3f}, "
+        f"std {values['characterised_noise_std']:.3f}; mean used {values['noise_mean_used']:.3f}",
+    )
+    _report("denoise", run, values | {"figure": str(out)}, words)
+
+
+def variance_knob_command(
+    run: RunDir,
+    out: Picture,
+    /,
+    *,
+    steps: int = 250,
+    num: int = 32,
+    gammas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
+    seed: int = 0,
+) -> None:
+    """Diversity and high-frequency energy against the noise of DDPM (recipe playground-ddpm).
+
+    Args:
+        run: folder that train.py wrote.
+        out: picture to write; OUT_grids.png shows samples of each setting.
+        steps: steps of the sampler.
+        num: samples of each setting.
+        gammas: constant factors of the standard deviation of the noise.
+        seed: sample i depends on this and i alone.
+    """
+    settings = variance_knob.knob_settings(gammas, steps)
+    study = variance_knob.study_knob(_open(run, out), settings, num=num, seed=seed)
+    rows, real = study.values["settings"], study.values["real"]
+    constant = [row for row in rows if row["gamma"] is not None]
+    figure = viz.knob_study(
+        *([row[name] for row in constant] for name in ("gamma", "diversity", "high_frequency_energy")),
+        knob_name="γ, factor of the standard deviation of the noise",
+        first_real=real["diversity"],
+        second_real=real["high_frequency_energy"],
+        title=f"DDPM with {steps} steps, {num} samples each",
+    )
+    viz.save_figure(figure, out)
+    grids = out.with_name(f"{out.stem}_grids.png")
+    width = min(GRID_COLUMNS, num, len(study.real))
+    spread = np.linspace(0, len(study.real) - 1, width).round().astype(int)
+    images = np.concatenate([study.real[spread], *(x[:width] for x in study.samples)])
+    names = ["real", *(row["knob"] if row["gamma"] is None else f"gamma {row['knob']}" for row in rows)]
+    metadata = {"steps": steps, "seed": seed, "rows": names}
+    outputs.write_grid(grids, data.to_uint8(images), metadata, columns=width, row_labels=names)
+    table = [("real data", real), *((row["knob"], row) for row in rows)]
+    words = [f"{'gamma':>12} {'diversity':>10} {'high-frequency energy':>22}"]
+    words += [f"{name:>12} {row['diversity']:10.4f} {row['high_frequency_energy']:22.4f}" for name, row in table]
+    _report("variance-knob", run, study.values | {"figure": str(out), "grids": str(grids)}, words)
+
+
+def strips_command(
+    run: RunDir,
+    out: Folder,
+    /,
+    *,
+    steps: tuple[int, ...] = (5, 20),
+    samples: int = 4,
+    count: int = 64,
+    seed: int = 0,
+) -> None:
+    """Reverse strips, pairs of the denoiser, sample grids and the loss of each epoch (recipe playground-toy).
+
+    Args:
+        run: folder that train.py wrote.
+        out: folder for the pictures.
+        steps: numbers of steps, each of which gets a strip and a grid.
+        samples: samples in a strip.
+        count: samples in a grid.
+        seed: sample i depends on this and i alone.
+    """
+    trained = _open(run)
+    strips.require_images(trained)
+    losses = strips.losses_by_epoch(trained, run)
+    files = []
+    for n in steps:
+        drawn = strips.reverse_states(trained, n, count=max(count, samples), shown=samples, seed=seed)
+        shown = drawn.estimates.shape[1]
+        figure = viz.reverse_strip(
+            drawn.states[:, :shown],
+            drawn.sigmas,
+            denoised=drawn.estimates,
+            columns=max(2, min(n, 10) + 1),
+            samples=shown,
+            scale=viz.mixture_scale,
+        )
+        files.append(viz.save_figure(figure, out / f"strip_{n}_steps.png"))
+        metadata = {"steps": n, "seed": seed, "checkpoint_step": trained.step}
+        grid = data.to_uint8(drawn.states[-1][:count])
+        files.append(outputs.write_grid(out / f"samples_{n}_steps.png", grid, metadata, columns=GRID_COLUMNS))
+    pairs = strips.denoising_pairs(trained, seed=seed)
+    figure = viz.denoiser_pairs(
+        pairs.noisy, pairs.denoised, clean=pairs.clean, amounts=pairs.amounts, amount_name="amount"
+    )
+    files.append(viz.save_figure(figure, out / "pairs.png"))
+    words = [f"{'epoch':>8} {'step':>8}  mean squared error, images in [0, 1]"]
+    words += [f"{row['epoch']:8.2f} {row['step']:8d}  {row['mse']:.5f}" for row in losses]
+    _report("strips", run, {"losses": losses, "figures": [str(file) for file in files]}, words)
+
+
+def score_digits_command(run: RunDir, /, *, num: int = 500, seed: int = 0) -> None:
+    """Do digits show what was asked for, and are they spread like real ones (recipe digits)?
+
+    Args:
+        run: folder that train.py wrote.
+        num: samples, the labels in turn.
+        seed: of the samples and the splits.
+    """
+    score = digits.score_digits(_open(run), num=num, seed=seed)
+
+    def counts(name: str) -> str:
+        return " and ".join(map(str, score[name]))
+
+    words = (
+        f"the classifier sees the label asked for in {score['agreement']:.1%} of {num} samples "
+        f"(it is right on {score['classifier_held_out_accuracy']:.1%} of held-out digits)",
+        f"Frechet distance to the training set {score['frechet_to_training']:.4f} "
+        f"({counts('frechet_to_training_counts')} images), of a held-out half to the other half "
+        f"{score['frechet_of_halves']:.4f} ({counts('frechet_of_halves_counts')}): "
+        f"ratio {score['frechet_ratio']:.2f}",
+        f"with equal counts ({counts('frechet_equal_counts')}): samples to a half "
+        f"{score['frechet_to_half_equal_counts']:.4f}, real digits to it "
+        f"{score['frechet_of_halves_equal_counts']:.4f}: ratio {score['frechet_ratio_equal_counts']:.2f}",
+    )
+    _report("score-digits", run, score, words)
+
+
+def score_points_command(
+    run: RunDir, /, *, num: int = 10_000, seed: int = 0, fresh: int = 3, out: Path | None = None
+) -> None:
+    """Energy distance of samples to fresh data, beside that of other fresh data (recipe toy2d).
+
+    Args:
+        run: folder that train.py wrote.
+        num: samples, and points of each fresh draw.
+        seed: of the samples and the fresh draws.
+        fresh: fresh draws to average over.
+        out: picture to write: data and samples.
+    """
+    score = points.score_points(_open(run, out), num=num, seed=seed, fresh=fresh)
+    values = score.values
+    if out is not None:
+        viz.save_figure(viz.scatter_2d(score.real, score.samples), out)
+        values = values | {"figure": str(out)}
+    words = (
+        f"energy distance (V-statistic, {num} points each) of samples to fresh data {values['energy_distance']:.3e}, "
+        f"of fresh data to other fresh data {values['energy_distance_of_fresh_data']:.3e}: "
+        f"ratio {values['ratio']:.2f} (to its long-run mean {values['energy_distance_of_fresh_data_long_run']:.3e}: "
+        f"{values['ratio_to_long_run']:.2f})",
+    )
+    _report("score-points", run, values, words)
+
+
+def _open(folder: Path, picture: Path | None = None) -> TrainedRun:
+    """Load a run and say what it is; a picture that cannot be written is refused before hours of work."""
+    require(
+        picture is None or picture.suffix in PICTURES,
+        f"{picture} needs a suffix that says the format: one of {', '.join(PICTURES)}",
+    )
+    run = load_run(folder)
+    print(cli.start(run.config.runtime), file=sys.stderr)
+    print(f"{folder}: recipe {run.config.name}, step {run.step}, {run.weights} weights", file=sys.stderr)
+    return run
+
+
+def _report(command: str, run: Path, values: Mapping[str, Any], words: Iterable[str]) -> None:
+    """Words for a reader on stderr, then everything as one line on stdout."""
+    for line in words:
+        print(line, file=sys.stderr)
+    print(json.dumps({"command": command, "run": str(run)} | dict(values)))

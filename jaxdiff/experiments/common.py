@@ -1,0 +1,105 @@
+"""What the studies share: samples and estimates of a run, and real examples to compare with."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Shaped
+
+from jaxdiff import build, data, denoisers, sharding
+from jaxdiff.compilation import compiler_options
+from jaxdiff.sampling import Request, TrainedRun, parse_labels, sample_batches
+from jaxdiff.typing import Denoiser, Params, require
+
+__all__ = ["denoiser_of", "draw_samples", "estimate", "jit_options", "labels_in_turn", "real_examples", "replicated"]
+
+
+def jit_options(run: TrainedRun) -> dict[str, str]:
+    """Compiler options that suit the network of a run."""
+    return compiler_options("conv" if build.conv_network(run.config.network) else "dense")
+
+
+def replicated(run: TrainedRun) -> TrainedRun:
+    """The run with its weights on every device."""
+    return run._replace(params=jax.device_put(run.params, sharding.replicated(sharding.make_mesh())))
+
+
+def denoiser_of(run: TrainedRun, params: Params) -> Denoiser:
+    """The denoiser of a run without guidance, clipped as its recipe says."""
+    denoiser = denoisers.make_denoiser(run.model.network, params, run.model.parameterization)
+    return denoisers.clip(denoiser) if run.config.sample.clip and run.model.spec.kind == "image" else denoiser
+
+
+def labels_in_turn(run: TrainedRun, count: int) -> Int[np.ndarray, " count"] | None:
+    """Labels 0, 1, ..., K-1, 0, ... for ``count`` samples; None for a run without labels."""
+    classes = parse_labels("", run.model)
+    return None if classes is None else classes[np.arange(count) % len(classes)]
+
+
+def draw_samples(run: TrainedRun, num: int, *, seed: int) -> Shaped[np.ndarray, "num ..."]:
+    """Draw as sample.py does, the labels in turn, without writing files.
+
+    Args:
+        run: from ``load_run``.
+        num: how many.
+        seed: sample i depends on this and i alone.
+
+    Returns:
+        Samples in data space; images as uint8.
+
+    Raises:
+        ValueError: ``num`` below 1, or guidance of a run that cannot be guided.
+    """
+    require(num >= 1, f"--num is {num}: draw at least one sample")
+    request = Request(labels=parse_labels("", run.model), seed=seed, folder=pathlib.Path())
+    x = np.concatenate([part for _, part in sample_batches(replicated(run), request, range(num))])
+    return data.to_uint8(x) if run.model.spec.kind == "image" else np.asarray(run.normalizer.decode(x))
+
+
+def estimate(
+    run: TrainedRun,
+    x: Float32[np.ndarray, "n ..."],
+    sigmas: Float[np.ndarray, " n"],
+    *,
+    batch_size: int = 1000,
+) -> Float32[np.ndarray, "n ..."]:
+    """Estimates of x0 from noisy states, compiled once.
+
+    Args:
+        run: from ``load_run``, trained without labels.
+        x: states in model space, ``x0 + sigma eps``.
+        sigmas: noise level of each.
+        batch_size: states evaluated at once; changes no estimate.
+
+    Returns:
+        ``D(x, sigma)`` in model space.
+
+    Raises:
+        ValueError: a run with labels.
+    """
+    require(
+        run.model.condition == "none",
+        f"the run {run.config.name!r} has data.condition {run.model.condition!r}: use one without labels",
+    )
+    devices = jax.device_count()
+    size = -(-min(batch_size, len(x)) // devices) * devices
+    run, place = replicated(run), sharding.batch_sharding(sharding.make_mesh())
+
+    def evaluate(params: Params, x: Array, sigmas: Array) -> Array:
+        return denoiser_of(run, params)(x, sigmas)
+
+    compiled = jax.jit(evaluate, compiler_options=jit_options(run))
+    parts = []
+    for start in range(0, len(x), size):
+        rows = np.arange(start, start + size) % len(x)  # the last batch is filled up from the first
+        batch = jax.device_put((jnp.asarray(x[rows]), jnp.asarray(sigmas[rows], jnp.float32)), place)
+        parts.append(np.asarray(compiled(run.params, *batch)))
+    return np.concatenate(parts)[: len(x)]
+
+
+def real_examples(source: data.Source, most: int | None = None) -> Shaped[np.ndarray, "n ..."]:
+    """At most ``most`` examples of a data set, evenly spaced, in data space; all for None."""
+    count = len(source) if most is None else min(most, len(source))
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    return np.stack([np.asarray(source[int(i)]["x"]) for i in chosen])
