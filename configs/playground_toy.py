@@ -19,7 +19,7 @@ CONFIG = Config(
     network=ToyUNetConfig(),
     schedule=ScheduleConfig(kind="rectified_flow"),
     parameterization=ParameterizationConfig(kind="x0"),
-    noise_levels=NoiseLevelConfig(kind="uniform_time"),
+    noise_levels=NoiseLevelConfig(kind="normal_time"),
     loss=LossConfig(weighting="uniform", noise="uniform"),
     optim=OptimConfig(lr=1e-3, warmup=0, decay="constant", clip=None, ema=0.99),
     train=TrainConfig(steps=4690, batch_size=128, log_every=469, save_every=938, sample_every=938),

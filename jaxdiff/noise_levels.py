@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 from jaxdiff.schedules import DiscreteSchedule
 from jaxdiff.typing import Schedule, require
 
-__all__ = ["LogNormal", "LogUniform", "LogitNormal", "LowDiscrepancy", "NoiseLevels", "UniformTime"]
+__all__ = ["LogNormal", "LogUniform", "LogitNormal", "LowDiscrepancy", "NoiseLevels", "NormalTime", "UniformTime"]
 
 
 @runtime_checkable
@@ -137,6 +137,26 @@ class LogitNormal:
         """Return n noise levels."""
         normal = jax.random.normal(key, (n,))
         return self.schedule.noise_level(jax.nn.sigmoid(self.mean + self.std * normal))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormalTime:
+    """``t ~ N(0, 1)`` on the straight path ``(1 - t) x0 + t eps``, times outside [0, 1] included.
+
+    What the code of the diffusion playground draws (its text says uniform): half of the times are negative, where
+    the data are amplified and little noise is subtracted, so the mean loss is lower than under a uniform law.
+    The noise level ``t / (1 - t)`` is negative there; only losses whose network sees ``x_t`` itself accept it.
+    """
+
+    def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
+        """Noise level at the ``u`` quantile of t (not monotonic: it changes sign at t = 1)."""
+        t = ndtri(u)
+        return t / (1 - t)
+
+    def __call__(self, key: Key[Array, ""], n: int) -> Float[Array, " n"]:
+        """Return n noise levels."""
+        t = jax.random.normal(key, (n,))
+        return t / (1 - t)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -223,3 +223,29 @@ def test_uniform_noise_is_bounded():
     x = np.asarray(seen[0])
     assert np.abs(x).max() <= 1.001
     assert x.std() == pytest.approx(1 / np.sqrt(3), rel=0.1)
+
+
+def test_normal_time_mixes_as_the_playground_does():
+    """The network sees (1 - a) x + a n with a ~ N(0, 1), whatever the sign of a and of 1 - a."""
+    seen = []
+
+    def network(params, x, noise_cond, cond=None, key=None):
+        seen.append((x, noise_cond))
+        return x
+
+    loss = L.denoising_loss(
+        network,
+        parameterization=P.X0(schedule=S.RectifiedFlow()),
+        noise_levels=N.NormalTime(),
+        noise="uniform",
+        weighting=L.Uniform(),
+    )
+    batch = {"x": jax.random.uniform(jax.random.key(3), (4000, 1), minval=-1, maxval=1)}
+    loss({}, batch, jax.random.key(0))
+    x, told = seen[0]
+    a = told / 1000
+    keys = jax.random.split(jax.random.key(0), 4)
+    n = jax.random.uniform(keys[1], (4000, 1), minval=-1, maxval=1)
+    np.testing.assert_allclose(x, (1 - a)[:, None] * batch["x"] + a[:, None] * n, atol=2e-3)
+    assert float(a.mean()) == pytest.approx(0, abs=0.07) and float(a.std()) == pytest.approx(1, abs=0.05)
+    assert float(jnp.mean(a > 1)) == pytest.approx(0.1587, abs=0.025)

@@ -88,6 +88,12 @@ def noise_levels(config: C.Config) -> N.NoiseLevels:
     match section.kind:
         case "uniform_time":
             made = options(N.UniformTime, schedule=path)
+        case "normal_time":
+            require(
+                isinstance(path, S.RectifiedFlow) and config.parameterization.kind == "x0",
+                "noise_levels.kind 'normal_time' needs schedule.kind rectified_flow and parameterization.kind x0",
+            )
+            made = options(N.NormalTime)
         case "log_normal":
             made = options(N.LogNormal)
         case "log_uniform":

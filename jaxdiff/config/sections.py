@@ -99,7 +99,7 @@ class ParameterizationConfig:
 class NoiseLevelConfig:
     """Distribution of the training noise level."""
 
-    kind: Literal["uniform_time", "log_normal", "log_uniform", "logit_normal"] = "log_normal"
+    kind: Literal["uniform_time", "normal_time", "log_normal", "log_uniform", "logit_normal"] = "log_normal"
     mean: float | None = None
     std: float | None = None
     sigma_min: float | None = None
