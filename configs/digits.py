@@ -13,9 +13,9 @@ from jaxdiff.config import (
 CONFIG = Config(
     name="digits",
     data=DataConfig(kind="digits", split="train", condition="label"),
-    network=DDPMUNetConfig(dim=64, dim_mults=(1, 2), time_scale=1000.0, zero_init_head=True),
+    network=DDPMUNetConfig(dim=32, dim_mults=(1, 2), time_scale=1000.0, zero_init_head=True),
     loss=LossConfig(cond_dropout=0.1),
-    optim=OptimConfig(lr=1e-3, warmup=50, decay="cosine", ema=0.99),
-    train=TrainConfig(steps=600, batch_size=128, log_every=50, save_every=200, sample_every=200),
-    sample=SampleConfig(sampler="dpmpp_2m", steps=20, guidance=1.5, num=100, batch_size=100),
+    optim=OptimConfig(lr=2e-3, warmup=50, decay="cosine", ema=0.99),
+    train=TrainConfig(steps=700, batch_size=128, log_every=50, save_every=350, sample_every=350),
+    sample=SampleConfig(sampler="dpmpp_2m", steps=20, guidance=1.25, num=100, batch_size=100),
 )
