@@ -81,7 +81,7 @@ def tfds_source(
     builder = _builder(name, data_dir)
     data = _open(builder, name, split, data_dir)
     _hide_accelerators()
-    features = dict(builder.info.features)
+    features = dict(sorted(builder.info.features.items()))
     x_key = x_key or _only(features, "Image") or _only(features, "Tensor")
     if x_key is None or x_key not in features:
         raise DataError(f"{name}: name the feature to learn with x_key; it has {_listed(features)}")
