@@ -49,6 +49,8 @@ class Arguments:
     """Averaged weights, or those of the last step."""
     checkpoint: int | None = None
     """Step of the checkpoint; default the newest good one."""
+    matmul_precision: Literal["default", "high", "highest"] | None = None
+    """Precision of float32 products on GPU and TPU; default as in training."""
 
 
 def updated(config: Config, args: Arguments) -> Config:
@@ -56,7 +58,9 @@ def updated(config: Config, args: Arguments) -> Config:
     names = ("num", "guidance", "sampler", "steps", "grid", "batch_size")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     section: SampleConfig = dataclasses.replace(config.sample, **given)
-    return dataclasses.replace(config, sample=section)
+    precision = args.matmul_precision or config.runtime.matmul_precision
+    runtime = dataclasses.replace(config.runtime, matmul_precision=precision)
+    return dataclasses.replace(config, sample=section, runtime=runtime)
 
 
 def main() -> int:
