@@ -20,6 +20,6 @@ CONFIG = Config(
     parameterization=ParameterizationConfig(kind="eps"),
     noise_levels=NoiseLevelConfig(kind="uniform_time", low_discrepancy=True),
     optim=OptimConfig(lr=1e-3, warmup=100, decay="cosine", ema=0.995),
-    train=TrainConfig(steps=3000, batch_size=16, log_every=50, save_every=500),
+    train=TrainConfig(steps=1850, batch_size=16, log_every=50, save_every=370),
     sample=SampleConfig(sampler="ddpm", grid="uniform_time", steps=1000, clip=True, num=64, batch_size=64),
 )
