@@ -1,4 +1,11 @@
-"""The context U-Net: DDPM on digits whose one-hot context may be mixed when sampling."""
+"""The context U-Net: DDPM on digits whose one-hot context may be mixed when sampling.
+
+    python train.py context
+    python sample.py runs/context
+    python sample.py runs/context --label 3:0.5,8:0.5 --out mixed
+
+Measured: @context@
+"""
 
 from jaxdiff.config import (
     Config,

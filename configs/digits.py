@@ -1,4 +1,12 @@
-"""Class-conditional 8x8 digits from scikit-learn (bundled), guided: the default recipe."""
+"""Class-conditional 8x8 digits from scikit-learn (bundled), guided: the default recipe.
+
+    python train.py digits
+    python sample.py runs/digits
+    python -m jaxdiff.experiments score-digits runs/digits
+
+EDM with a small DDPM U-Net; labels are dropped for one example in ten, so that sampling can be guided.
+Measured: @digits@
+"""
 
 from jaxdiff.config import (
     Config,

@@ -1,4 +1,10 @@
-"""Class-conditional MNIST in ten CPU minutes: EDM, guidance, and a U-Net on 2x2 patches."""
+"""Class-conditional MNIST in ten CPU minutes: EDM, guidance, and a U-Net on 2x2 patches.
+
+    python train.py mnist --data.path mnist.npz
+    python sample.py runs/mnist
+
+Measured: @mnist@
+"""
 
 from jaxdiff.config import (
     Config,

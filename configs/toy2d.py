@@ -1,4 +1,10 @@
-"""Points of the plane: EDM with a perceptron learns eight Gaussians on a ring."""
+"""Points of the plane: EDM with a perceptron learns eight Gaussians on a ring.
+
+    python train.py toy2d
+    python -m jaxdiff.experiments score-points runs/toy2d --out points.png
+
+Measured: @toy2d@
+"""
 
 from jaxdiff.config import Config, DataConfig, LossConfig, MLPConfig, OptimConfig, SampleConfig, TrainConfig
 

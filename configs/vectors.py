@@ -1,4 +1,13 @@
-"""Vectors with a transformer encoder under EDM: denoise, draw variations, characterise the noise."""
+"""Vectors with a transformer encoder under EDM: denoise, draw variations, characterise the noise.
+
+    python train.py vectors
+    python -m jaxdiff.experiments denoise runs/vectors noise.png --noise-mean 15 --noise-std 5
+    python sample.py runs/vectors
+
+A thousand vectors of 50 independent N(0, 10^2) values. For noise N(15, 5^2) the best estimate of the noise has mean
+squared error 20 and leaves vectors of standard deviation 8.944; nothing can do better in expectation.
+Measured: @vectors@
+"""
 
 from jaxdiff.config import (
     Config,

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -296,6 +297,18 @@ def document(step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[st
         return json.loads(json.dumps({**meta, **own}, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"meta must be JSON: {error}.") from error
+
+
+def missing_space(folder: pathlib.Path, state: Any) -> str | None:
+    """Say that a state would not fit on the disk of ``folder``; None when it does.
+
+    Asked before a save, because the writer of the arrays fails noisily in many threads at once.
+    """
+    need = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    if free >= need:
+        return None
+    return f"no space left on device ({need / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free)"
 
 
 def report(folder: pathlib.Path, step: int) -> SaveReport:

@@ -28,6 +28,7 @@ from jaxdiff.checkpoint_files import (
     document,
     first_bad,
     load_meta,
+    missing_space,
     read_meta,
     report,
     root_cause,
@@ -259,6 +260,9 @@ class Checkpoints:
             raise NonFiniteStateError(
                 f"Step {step} was not saved: {bad} holds NaN or infinity. The last good checkpoint is {newest}."
             )
+        full = missing_space(self.directory, state)
+        if full is not None:
+            raise SaveError(f"Step {step} was not saved: {full}. The last good checkpoint is {newest}.")
         import orbax.checkpoint as ocp
 
         self._retention.metrics[step] = clean

@@ -287,6 +287,19 @@ def test_a_full_disk_is_one_clear_error_and_the_last_good_checkpoint_survives(ru
     assert ckpt.valid_steps(run)[-1] == 15
 
 
+def test_a_disk_without_room_is_noticed_before_the_save(run, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(run)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with ckpt.Checkpoints(run) as writer:
+        with pytest.raises(ckpt.SaveError, match="Step 12 was not saved: no space left on device .*checkpoint is 9"):
+            writer.save(12, make_state(12), {})
+        monkeypatch.undo()
+        writer.save(12, make_state(12), {})
+    assert ckpt.valid_steps(run)[-1] == 12
+
+
 KILLED = """
 import os, signal, sys, random, time
 import jax, jax.numpy as jnp, numpy as np
