@@ -152,12 +152,12 @@ def test_a_thousand_steps_compile_as_fast_as_ten(name):
     def seconds(n):
         run = jax.jit(lambda x, s, k: METHODS[name].run(shrink, x, s, k))
         lowered = run.lower(start(80.0, shape=(2,)), grids.karras(n), KEY)
-        begin = time.perf_counter()
+        begin = time.process_time()  # a busy machine does not count
         lowered.compile()
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
     seconds(11)  # what only the first one pays
-    assert min(seconds(1000), seconds(1001)) <= 1.3 * seconds(10) + 0.3
+    assert min(seconds(n) for n in (1000, 1001, 1002)) <= 1.3 * min(seconds(n) for n in (9, 10, 12)) + 0.3
 
 
 @pytest.mark.parametrize("name", METHODS)

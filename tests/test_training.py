@@ -235,12 +235,12 @@ def test_python_overhead_is_small_for_a_hundred_leaves():
     state = jax.block_until_ready(step(state, batch, KEY))
     times = []
     for _ in range(50):
-        begin = time.perf_counter()
+        begin = time.thread_time()  # of this thread alone: a busy machine does not count
         state = step(state, batch, KEY)
-        times.append(time.perf_counter() - begin)
+        times.append(time.thread_time() - begin)
         jax.block_until_ready(state)
     print(f"dispatch of a 100-leaf step: {np.median(times) * 1e3:.2f} ms")
-    # About 0.3 ms on an idle machine; the bound leaves room for one that is busy.
+    # About 0.3 ms; the bound leaves room for slower processors.
     assert np.median(times) < 3e-3
 
 
