@@ -4,7 +4,9 @@
     python sample.py runs/playground-ddpm
     python -m jaxdiff.experiments variance-knob runs/playground-ddpm knob.png
 
-Measured: @ddpm@
+Measured: 10.4 minutes on 2 busy cores (48 images/s, half an epoch); readable digits, not all of them clean. The
+knob, 100 steps, 16 samples each: diversity 0.005, 0.509, 0.606 and high-frequency energy 0.191, 0.111, 0.231 at
+gamma 0, 1, 2 (real images: 0.520 and 0.111).
 """
 
 from jaxdiff.config import (

