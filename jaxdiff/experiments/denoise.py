@@ -54,19 +54,8 @@ def study_denoising(
     Raises:
         ValueError: a run on other data, or a value out of range.
     """
+    _check(run, noise_std, count, many)
     section = run.config.data
-    require(
-        section.kind == "vectors",
-        f"the run {run.config.name!r} was trained on {section.kind!r}: "
-        "denoise needs data of a known law; train the recipe vectors",
-    )
-    require(
-        run.normalizer.scale.ndim == 0,
-        "the normalizer scales each element by itself, so there is no one noise level: "
-        "train with --data.normalize scalar",
-    )
-    require(noise_std > 0, f"--noise-std is {noise_std}: use a positive number")
-    require(count >= 1 and many >= 1, f"--count is {count} and --many {many}: use at least 1")
     shape = (max(count, many), section.length)
     # Streams of their own: the training set is drawn from default_rng(seed).
     clean = section.mean + section.std * np.random.default_rng([seed, 1]).standard_normal(shape)
@@ -101,6 +90,22 @@ def study_denoising(
         "characterised_noise_std": std,
     }
     return DenoiseStudy(values, noise[:count], predicted[:count])
+
+
+def _check(run: TrainedRun, noise_std: float, count: int, many: int) -> None:
+    section = run.config.data
+    require(
+        section.kind == "vectors",
+        f"the run {run.config.name!r} was trained on {section.kind!r}: "
+        "denoise needs data of a known law; train the recipe vectors",
+    )
+    require(
+        run.normalizer.scale.ndim == 0,
+        "the normalizer scales each element by itself, so there is no one noise level: "
+        "train with --data.normalize scalar",
+    )
+    require(noise_std > 0, f"--noise-std is {noise_std}: use a positive number")
+    require(count >= 1 and many >= 1, f"--count is {count} and --many {many}: use at least 1")
 
 
 def _characterise(run: TrainedRun, noisy: Float[np.ndarray, "count length"]) -> tuple[float, float]:
