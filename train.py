@@ -107,7 +107,7 @@ def open_data(config: Config) -> tuple[Config, data.Source, data.Normalizer]:
             chosen,
             measured,
         )
-    return build.resolve(config, source, normalizer), source, normalizer
+    return build.resolve(config, measured), source, normalizer
 
 
 def prepare(args: Arguments) -> Run:

@@ -110,7 +110,7 @@ def test_zero_terminal_snr_builds():
 def test_sigma_data_is_measured_and_then_fixed():
     config = with_section("parameterization", sigma_data="auto")
     source = build.source(config.data)
-    resolved = build.resolve(config, source, data.Normalizer(0.0, 1.0))
+    resolved = build.resolve(config, data.measured_std(source, data.Normalizer(0.0, 1.0)))
     assert resolved.parameterization.sigma_data == pytest.approx(float(source.x.std()), rel=0.02)
     with pytest.raises(ValueError, match="resolve"):
         build.model(config, SPEC)

@@ -121,19 +121,23 @@ def conv_network(config: C.NetworkConfig) -> bool:
     return isinstance(config, C.ToyUNetConfig | C.DDPMUNetConfig | C.ContextUnetConfig)
 
 
-def resolve(config: C.Config, examples: data.Source, normalizer: data.Normalizer) -> C.Config:
+def resolve(config: C.Config, measured_std: float) -> C.Config:
     """Replace what is measured from the data: ``sigma_data: auto``.
+
+    Args:
+        config: the run.
+        measured_std: standard deviation of the data in model space.
 
     Returns:
         A configuration that sampling can rebuild everything from.
+
+    Raises:
+        ValueError: data that are constant.
     """
     if config.parameterization.sigma_data != "auto":
         return config
-    std = round(data.measured_std(examples, normalizer), 4)
-    require(
-        std > 0,
-        "the data are constant (standard deviation 0): nothing to learn; set parameterization.sigma_data",
-    )
+    std = round(measured_std, 4)
+    require(std > 0, "the data are constant (standard deviation 0): nothing to learn; set parameterization.sigma_data")
     section = dataclasses.replace(config.parameterization, sigma_data=std)
     return dataclasses.replace(config, parameterization=section)
 

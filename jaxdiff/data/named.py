@@ -143,7 +143,7 @@ def _open(builder: Any, name: str, split: str, data_dir: str | pathlib.Path | No
         given = f", data_dir={target!r}" if target else ""
         raise DataError(
             f"TFDS {name} {reason} (in {where}); prepare it once, with TensorFlow: "
-            'pip install "jaxdiff[prepare]" && python -c "import tensorflow_datasets as tfds; '
+            'pip install tensorflow-cpu && python -c "import tensorflow_datasets as tfds; '
             f"tfds.builder({name!r}{given}, file_format='array_record').download_and_prepare()\""
         ) from error
     except ValueError as error:
