@@ -19,6 +19,7 @@ __all__ = [
     "Mean",
     "Metrics",
     "Network",
+    "NoiseSource",
     "Parameterization",
     "Params",
     "Sampler",
@@ -35,6 +36,24 @@ Cond: TypeAlias = Mapping[str, Array] | None
 
 Keys: TypeAlias = Key[Array, ""] | Key[Array, " batch"]
 """One typed PRNG key, or one key per sample."""
+
+
+@runtime_checkable
+class NoiseSource(Protocol):
+    """Where a stochastic sampler takes its noise from, in place of keys."""
+
+    def __call__(
+        self,
+        index: Array | int,
+        sigma: Float[Array, ""],
+        sigma_next: Float[Array, ""],
+        x: Float[Array, "batch ..."],
+    ) -> Float[Array, "batch ..."]:
+        """Return standard normal noise like ``x`` for draw ``index``, over the interval [sigma_next, sigma].
+
+        Asked for intervals that do not overlap, from the noisiest down, so that a Brownian path can serve.
+        """
+        ...
 
 
 class Mean(NamedTuple):

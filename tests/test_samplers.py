@@ -262,7 +262,7 @@ def test_bad_grids_are_refused(sigmas, words):
     ("run", "words"),
     [
         (lambda x, s: samplers.ddim(shrink, x, s, KEY, eta=1.5), "eta=1.5"),
-        (lambda x, s: samplers.ddpm(shrink, x, s, KEY, variance="low"), "'lower' or 'upper'"),
+        (lambda x, s: samplers.ddpm(shrink, x, s, KEY, variance="low"), "'lower', 'upper'"),
         (lambda x, s: samplers.ddpm(shrink, x, s, KEY, noise_scale=-1.0), "negative"),
         (lambda x, s: samplers.ddpm(shrink, x, s, KEY, noise_scale=jnp.ones(2)), "shape \\(3,\\)"),
         (lambda x, s: samplers.stochastic_heun(shrink, x, s, KEY, s_churn=-1.0), "s_churn"),

@@ -1,24 +1,26 @@
 """The ancestral sampler of DDPM, and the knob on its variance."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdiff.samplers.first_order import Noise, affine_steps
-from jaxdiff.samplers.loop import Result, Scalar, Sigmas, as_grid
-from jaxdiff.samplers.noise import check_key, is_zero
-from jaxdiff.typing import Cond, Denoiser, Keys
+from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
+from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, cast, estimate, pack, scan_steps
+from jaxdiff.samplers.noise import as_noise, is_zero
+from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
 __all__ = ["ddpm", "variance_knob"]
 
-VARIANCES = ("lower", "upper")
+VARIANCES = ("lower", "upper", "learned")
 
 
 def ddpm(
     denoiser: Denoiser,
     x: Float[Array, "b ..."],
     sigmas: Sigmas,
-    key: Keys | None = None,
+    key: Keys | NoiseSource | None = None,
     *,
     cond: Cond = None,
     variance: str = "lower",
@@ -29,20 +31,22 @@ def ddpm(
 ) -> Result:
     """DDPM's ancestral sampling: a draw from ``p(x' | x)`` at each step.
 
-    ``x' = D + (sigma'^2/sigma^2) (x - D) + noise_scale v^(1/2) z``, where in this frame the two variances are
+    ``x' = D + (sigma'^2/sigma^2) (x - D) + noise_scale v^(1/2) z``, where in this frame the variances are
 
     * lower: ``v = sigma'^2 (sigma^2 - sigma'^2) / sigma^2``, that of ``q(x' | x, x0)`` ("beta tilde");
-    * upper: ``v = (1 + sigma'^2)(sigma^2 - sigma'^2) / (1 + sigma^2)`` ("beta").
+    * upper: ``v = (1 + sigma'^2)(sigma^2 - sigma'^2) / (1 + sigma^2)`` ("beta");
+    * learned: ``v = upper^f lower^(1 - f)``, the fraction f for each number of x from the denoiser, which then
+      returns the pair ``(x0, f)``: see :func:`jaxdiff.denoisers.make_learned_range`.
 
     n calls of the denoiser. A step to sigma' = 0 draws no noise, so there the result is the last estimate.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
+        denoiser: (x, sigma, cond) -> x0, or (x0, f) for the learned variance.
         x: state at noise level ``sigmas[0]``, shape (batch, ...).
         sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key or one per sample; needed unless ``noise_scale`` is the number 0.
+        key: one key, one per sample, or a noise source; needed unless ``noise_scale`` is the number 0.
         cond: conditioning inputs given to every call of the denoiser.
-        variance: "lower" (exact for data that are one point) or "upper" (for data of unit variance).
+        variance: "lower" (exact for data that are one point), "upper" (for data of unit variance), "learned".
         noise_scale: factor of the standard deviation of the noise, 0 or more: a number, or one per step,
             shape (n,), such as :func:`variance_knob` gives.
         first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
@@ -56,21 +60,57 @@ def ddpm(
         ValueError: for an unknown variance, a negative or wrongly shaped ``noise_scale``, a missing key, or
             sigmas or a state that cannot be used.
 
-    Reference: Ho et al. 2020, algorithm 2 and section 3.2, arXiv:2006.11239.
+    Reference: Ho et al. 2020, algorithm 2 and section 3.2, arXiv:2006.11239; Nichol and Dhariwal 2021,
+    equation 15, arXiv:2102.09672.
     """
     if variance not in VARIANCES:
-        raise ValueError(f"variance={variance!r} is not known: use 'lower' or 'upper'.")
-    grid = as_grid(x, sigmas, inversion=False)
+        raise ValueError(f"variance={variance!r} is not known: use 'lower', 'upper' or 'learned'.")
+    grid = as_grid(x, sigmas, inversion=False, values=(noise_scale,))
+    options = Options(cond, trajectory, unroll)
     keep = (grid.there / grid.here) ** 2
-    if is_zero(noise_scale):
-        return affine_steps(denoiser, x, grid, keep, None, cond=cond, trajectory=trajectory, unroll=unroll)
-    key = check_key(key, x, "ddpm")
+    fresh, quiet = None, is_zero(noise_scale)
     scale = _check_scale(noise_scale, grid.num_steps)
-    gap = jnp.sqrt((grid.here - grid.there) * (grid.here + grid.there))
+    gap = grid.xp.sqrt((grid.here - grid.there) * (grid.here + grid.there))
     lower = grid.there / grid.here * gap
-    upper = jnp.where(grid.there > 0, jnp.sqrt((1 + grid.there**2) / (1 + grid.here**2)) * gap, 0)
-    noise = Noise(key, scale * (lower if variance == "lower" else upper), first_step)
-    return affine_steps(denoiser, x, grid, keep, noise, cond=cond, trajectory=trajectory, unroll=unroll)
+    upper = grid.xp.where(grid.there > 0, grid.xp.sqrt((1 + grid.there**2) / (1 + grid.here**2)) * gap, 0)
+    if not quiet:
+        fresh = Fresh(as_noise(key, x, "ddpm"), scale * (lower if variance == "lower" else upper), first_step)
+    if variance == "learned":
+        return _learned_steps(denoiser, x, grid, (keep, scale * lower), fresh, options)
+    return linear_steps(denoiser, x, grid, keep, [], options, fresh=fresh)
+
+
+def _learned_steps(
+    denoiser: Denoiser, x: Array, grid: Grid, table: tuple[Any, Any], fresh: Fresh | None, options: Options
+) -> Result:
+    """The steps of :func:`ddpm` with a deviation for each number of x, between those of the two bounds."""
+    keep, lower = table
+    upper = lower if fresh is None else fresh.std
+    rows = cast((grid.here, grid.there, keep, lower, upper), x)
+    index = jnp.arange(grid.num_steps) + (0 if fresh is None else fresh.first_step)
+
+    def step(x: Array, row: tuple[Any, ...]) -> tuple[Array, Array]:
+        index, (here, there, keep, lower, upper) = row
+        fractions = []
+
+        def estimates(x: Array, sigma: Array, cond: Cond = None) -> Array:
+            pair: Any = denoiser(x, sigma) if cond is None else denoiser(x, sigma, cond)
+            if not (isinstance(pair, tuple) and len(pair) == 2 and pair[0].shape == pair[1].shape):
+                raise ValueError("variance='learned' needs a denoiser that returns (x0, f): see make_learned_range.")
+            fractions.append(pair[1].astype(x.dtype))
+            return pair[0]
+
+        pred = estimate(estimates, x, here, options.cond)
+        mean = pred + keep * (x - pred)
+        if fresh is None:
+            return mean, mean
+        safe = jnp.where(lower > 0, lower, 1)
+        ratio = jnp.where(lower > 0, jnp.maximum(upper, safe) / safe, 1)
+        x = mean + jnp.where(lower > 0, lower, 0) * ratio ** fractions[0] * fresh.source(index, here, there, x)
+        return x, x
+
+    last, states = scan_steps(step, x, (index, rows), trajectory=options.trajectory, unroll=options.unroll)
+    return pack(x, last, states)
 
 
 def variance_knob(kind: str, n: int, *, value: float = 1.0) -> Float[Array, " n"]:
@@ -113,8 +153,8 @@ def variance_knob(kind: str, n: int, *, value: float = 1.0) -> Float[Array, " n"
     return jnp.asarray(value * shapes[kind], jnp.float32)
 
 
-def _check_scale(noise_scale: Scalar | Array | np.ndarray, n: int) -> Array:
-    scale = jnp.asarray(noise_scale)
+def _check_scale(noise_scale: Scalar | Array | np.ndarray, n: int) -> Any:
+    scale = noise_scale if isinstance(noise_scale, Array) else np.asarray(noise_scale, np.float64)
     if scale.shape not in ((), (n,)):
         raise ValueError(f"noise_scale has shape {scale.shape}: give a number, or one per step, shape ({n},).")
     if isinstance(noise_scale, float | int | np.ndarray) and not np.all(np.asarray(noise_scale) >= 0):

@@ -1,22 +1,31 @@
-"""First-order samplers: Euler, DDIM and the mixing rule; without noise they are one and the same step."""
+"""First-order samplers without noise, or with DDIM's: all are the step ``x' = D + keep (x - D) + std z``."""
 
-from typing import NamedTuple
-
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, cast, estimate, pack, scan_steps
-from jaxdiff.samplers.noise import check_key, is_zero, step_noise
-from jaxdiff.typing import Cond, Denoiser, Keys
+from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
+from jaxdiff.samplers.loop import (
+    Result,
+    Scalar,
+    Sigmas,
+    as_grid,
+    cast,
+    check_not_negative,
+    estimate,
+    pack,
+    scan_steps,
+)
+from jaxdiff.samplers.noise import as_noise, is_zero
+from jaxdiff.samplers.tables import split
+from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
-__all__ = ["Noise", "affine_steps", "ddim", "euler", "playground"]
+__all__ = ["ddim", "euler", "euler_ancestral", "flow_euler", "playground"]
 
 
 def euler(
     denoiser: Denoiser,
     x: Float[Array, "b ..."],
     sigmas: Sigmas,
-    key: Keys | None = None,
+    key: Keys | NoiseSource | None = None,
     *,
     cond: Cond = None,
     trajectory: bool = False,
@@ -24,8 +33,8 @@ def euler(
 ) -> Result:
     """Euler's method on the probability-flow ODE ``dx/dsigma = (x - D(x, sigma)) / sigma``.
 
-    ``x' = D + (sigma'/sigma) (x - D)``: also DDIM with eta = 0, and the Euler step of rectified flow. n calls
-    of the denoiser. The result at sigma' = 0 is the last estimate.
+    ``x' = D + (sigma'/sigma) (x - D)``: also DDIM with eta = 0, DPM-Solver-1, and the Euler step of rectified
+    flow. Order 1; n calls of the denoiser. The result at sigma' = 0 is the last estimate.
 
     Args:
         denoiser: (x, sigma, cond) -> x0.
@@ -46,15 +55,14 @@ def euler(
     """
     del key
     grid = as_grid(x, sigmas, inversion=True)
-    keep = grid.there / grid.here
-    return affine_steps(denoiser, x, grid, keep, None, cond=cond, trajectory=trajectory, unroll=unroll)
+    return linear_steps(denoiser, x, grid, grid.there / grid.here, [], Options(cond, trajectory, unroll))
 
 
 def ddim(
     denoiser: Denoiser,
     x: Float[Array, "b ..."],
     sigmas: Sigmas,
-    key: Keys | None = None,
+    key: Keys | NoiseSource | None = None,
     *,
     cond: Cond = None,
     eta: Scalar = 0.0,
@@ -72,7 +80,7 @@ def ddim(
         denoiser: (x, sigma, cond) -> x0.
         x: state at noise level ``sigmas[0]``, shape (batch, ...).
         sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0 (increasing only for eta = 0).
-        key: one key or one per sample; needed unless ``eta`` is the number 0.
+        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
         cond: conditioning inputs given to every call of the denoiser.
         eta: share of the noise that is drawn anew, in [0, 1]; may be traced.
         first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
@@ -89,33 +97,78 @@ def ddim(
     """
     if isinstance(eta, float | int) and not 0 <= eta <= 1:
         raise ValueError(f"eta={eta} must lie in [0, 1]: 0 is DDIM, 1 is DDPM.")
-    if is_zero(eta):
-        return euler(denoiser, x, sigmas, cond=cond, trajectory=trajectory, unroll=unroll)
-    key = check_key(key, x, "ddim with eta > 0")
-    grid = as_grid(x, sigmas, inversion=False)
-    ratio = grid.there / grid.here
-    # 1 - eta^2 (1 - ratio^2), without the cancellation at eta = 1
-    keep = ratio * jnp.sqrt((1 - eta) * (1 + eta) + (eta * ratio) ** 2)
-    std = eta * ratio * jnp.sqrt((grid.here - grid.there) * (grid.here + grid.there))
-    noise = Noise(key, std, first_step)
-    return affine_steps(denoiser, x, grid, keep, noise, cond=cond, trajectory=trajectory, unroll=unroll)
+    return euler_ancestral(
+        denoiser, x, sigmas, key, cond=cond, eta=eta, first_step=first_step, trajectory=trajectory, unroll=unroll
+    )
 
 
-def playground(
+def euler_ancestral(
     denoiser: Denoiser,
     x: Float[Array, "b ..."],
     sigmas: Sigmas,
-    key: Keys | None = None,
+    key: Keys | NoiseSource | None = None,
+    *,
+    cond: Cond = None,
+    eta: Scalar = 1.0,
+    s_noise: Scalar = 1.0,
+    first_step: int | Array = 0,
+    trajectory: bool = False,
+    unroll: int = 1,
+) -> Result:
+    """Euler's method to a lower noise level than asked for, then fresh noise up to it.
+
+    ``up = min(sigma', eta sigma' sqrt(sigma^2 - sigma'^2) / sigma)``, ``down = sqrt(sigma'^2 - up^2)``;
+    ``x' = D + (down/sigma) (x - D) + s_noise up z``. With eta in [0, 1] and s_noise = 1 it is :func:`ddim`; here
+    eta may be larger. n calls of the denoiser; at sigma' = 0 the result is the last estimate.
+
+    Args:
+        denoiser: (x, sigma, cond) -> x0.
+        x: state at noise level ``sigmas[0]``, shape (batch, ...).
+        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0 (increasing only for eta = 0).
+        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
+        cond: conditioning inputs given to every call of the denoiser.
+        eta: share of the noise that is drawn anew, 0 or more; may be traced.
+        s_noise: factor of the standard deviation of the noise.
+        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
+        trajectory: also return the states, shape (n + 1, batch, ...).
+        unroll: steps per iteration of the compiled loop.
+
+    Returns:
+        x at noise level ``sigmas[-1]``, or (x, states).
+
+    Raises:
+        ValueError: for a negative ``eta``, a missing key, or sigmas or a state that cannot be used.
+
+    Reference: Song et al. 2021, equation 16, arXiv:2010.02502; the form is k-diffusion's ``sample_euler_ancestral``.
+    """
+    check_not_negative("eta", eta)
+    check_not_negative("s_noise", s_noise)
+    options = Options(cond, trajectory, unroll)
+    if is_zero(eta):
+        return euler(denoiser, x, sigmas, cond=cond, trajectory=trajectory, unroll=unroll)
+    source = as_noise(key, x, "a sampler with eta > 0")
+    grid = as_grid(x, sigmas, inversion=False, values=(eta, s_noise))
+    down, up = split(grid.here, grid.there, eta, grid.xp)
+    fresh = Fresh(source, s_noise * up, first_step)
+    return linear_steps(denoiser, x, grid, down / grid.here, [], options, fresh=fresh)
+
+
+def flow_euler(
+    denoiser: Denoiser,
+    x: Float[Array, "b ..."],
+    sigmas: Sigmas,
+    key: Keys | NoiseSource | None = None,
     *,
     cond: Cond = None,
     trajectory: bool = False,
     unroll: int = 1,
 ) -> Result:
-    """The mixing rule ``u <- u (1 - w) + w D`` on ``u = x / (1 + sigma) = (1-a) x0 + a eps``.
+    """Euler's method on the straight path ``u = (1 - a) x0 + a eps``: rectified flow, and the playground's mixing.
 
-    ``w = 1 - a'/a`` with ``a = sigma / (1 + sigma)``: on :func:`jaxdiff.grids.playground` that is
-    ``w = 1/(n - i)``, small steps in noise and large ones near the data. It equals :func:`euler` on every
-    grid. n calls of the denoiser; at sigma' = 0 the result is the last estimate.
+    ``u <- u (1 - w) + w D`` with ``u = x / (1 + sigma)``, ``a = sigma / (1 + sigma)`` and ``w = 1 - a'/a``; the
+    velocity is ``eps - x0 = (u - D)/a``. On :func:`jaxdiff.grids.playground` that is ``w = 1/(n - i)``, small
+    steps in noise and large ones near the data; :func:`jaxdiff.grids.flow` has the shift. It equals
+    :func:`euler` on every grid. n calls of the denoiser; at sigma' = 0 the result is the last estimate.
 
     Args:
         denoiser: (x, sigma, cond) -> x0.
@@ -132,69 +185,21 @@ def playground(
     Raises:
         ValueError: for sigmas or a state that cannot be used.
 
-    Reference: Heitz et al. 2023, algorithm 4, arXiv:2305.03486.
+    Reference: Liu et al. 2023, algorithm 1, arXiv:2209.03003; Heitz et al. 2023, algorithm 4, arXiv:2305.03486.
     """
     del key
     grid = as_grid(x, sigmas, inversion=True)
     weight = (grid.here - grid.there) / (grid.here * (1 + grid.there))  # 1 - a'/a
-    coefficients = (grid.here, weight, 1 + grid.here, 1 + grid.there)
+    rows = cast((grid.here, weight, 1 + grid.here, 1 + grid.there), x)
 
-    def step(mix: Array, coefficient: tuple[Array, ...]) -> tuple[Array, Array]:
-        sigma, weight, before, after = coefficient
+    def step(mix: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
+        sigma, weight, before, after = row
         pred = estimate(denoiser, before * mix, sigma, cond)
         mix = mix * (1 - weight) + pred * weight
         return mix, after * mix
 
-    scale = coefficients[2].astype(x.dtype), coefficients[3].astype(x.dtype)
-    mix, states = scan_steps(step, x / scale[0][0], cast(coefficients, x), trajectory=trajectory, unroll=unroll)
-    return pack(x, mix * scale[1][-1], states)
+    mix, states = scan_steps(step, x / rows[2][0], rows, trajectory=trajectory, unroll=unroll)
+    return pack(x, mix * rows[3][-1], states)
 
 
-class Noise(NamedTuple):
-    """Fresh noise of every step: whose key, its standard deviations (n,), and the index of the first step."""
-
-    key: Keys
-    std: Array
-    first_step: int | Array
-
-
-def affine_steps(
-    denoiser: Denoiser,
-    x: Array,
-    grid: Grid,
-    keep: Array,
-    noise: Noise | None,
-    *,
-    cond: Cond,
-    trajectory: bool,
-    unroll: int,
-) -> Result:
-    """The steps ``x' = D + keep (x - D) + std z``, of which Euler, DDIM and DDPM are cases.
-
-    Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: first state, shape (batch, ...).
-        grid: the checked grid of n steps.
-        keep: what is kept of the noise estimate ``x - D``, shape (n,).
-        noise: fresh noise, or None.
-        cond: conditioning inputs.
-        trajectory: also return the states.
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        The last state, or (last state, states).
-    """
-    index = jnp.arange(grid.num_steps) + (0 if noise is None else noise.first_step)
-    std = jnp.zeros_like(keep) if noise is None else noise.std
-
-    def step(x: Array, coefficient: tuple[Array, ...]) -> tuple[Array, Array]:
-        index, sigma, keep, std = coefficient
-        pred = estimate(denoiser, x, sigma, cond)
-        x = pred + keep * (x - pred)
-        if noise is not None:
-            x = x + std * step_noise(noise.key, index, x)
-        return x, x
-
-    coefficients = (index, *cast((grid.here, keep, std), x))
-    last, states = scan_steps(step, x, coefficients, trajectory=trajectory, unroll=unroll)
-    return pack(x, last, states)
+playground = flow_euler  # the name under which the playground teaches it

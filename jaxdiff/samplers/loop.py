@@ -1,6 +1,6 @@
 """What every sampler shares: checks before tracing, the one loop, and its result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -12,7 +12,20 @@ from jaxtyping import Array, Float
 
 from jaxdiff.typing import Cond, Denoiser
 
-__all__ = ["Grid", "Result", "Scalar", "Sigmas", "as_grid", "cast", "estimate", "pack", "scan_steps"]
+__all__ = [
+    "Grid",
+    "Result",
+    "Scalar",
+    "Sigmas",
+    "as_grid",
+    "cast",
+    "check_choice",
+    "check_not_negative",
+    "ends_at_zero",
+    "estimate",
+    "pack",
+    "scan_steps",
+]
 
 Sigmas: TypeAlias = Float[Array, " sigmas"] | Float[np.ndarray, " sigmas"]
 """n + 1 noise levels; their values may be traced."""
@@ -25,20 +38,37 @@ Scalar: TypeAlias = float | int | Float[Array, ""]
 
 
 class Grid(NamedTuple):
-    """A checked grid: its array, and its numbers on the host where they are known before tracing."""
+    """A checked grid, and the array module that its coefficients are computed with.
 
-    sigmas: Array
-    known: np.ndarray | None
+    Where the sigmas are known before tracing they are float64 numbers on the host and coefficients come from
+    ``numpy``; where they, or another number of a formula, are traced, from ``jax.numpy`` at their own precision.
+    Formulas say ``grid.xp``.
+    """
+
+    sigmas: Any
+    xp: Any
+    to_zero: bool | None
+    """Whether the last sigma is 0; None where it is traced."""
 
     @property
-    def here(self) -> Array:
+    def here(self) -> Any:
         """Noise level at which each step starts, shape (n,)."""
         return self.sigmas[:-1]
 
     @property
-    def there(self) -> Array:
+    def there(self) -> Any:
         """Noise level at which each step ends, shape (n,)."""
         return self.sigmas[1:]
+
+    @property
+    def inner(self) -> Any:
+        """As ``there``, with a positive stand-in (half of ``here``) for 0, so that logarithms stay finite."""
+        return self.xp.where(self.there > 0, self.there, self.here / 2)
+
+    @property
+    def h(self) -> Any:
+        """``log(here / inner)``, shape (n,): keeps its digits where neighbours are close."""
+        return self.xp.log1p((self.here - self.inner) / self.inner)
 
     @property
     def num_steps(self) -> int:
@@ -46,13 +76,14 @@ class Grid(NamedTuple):
         return self.sigmas.shape[0] - 1
 
 
-def as_grid(x: Array, sigmas: Array | np.ndarray, *, inversion: bool) -> Grid:
-    """Check ``x`` and ``sigmas`` and give the grid at the precision of the wider of the two.
+def as_grid(x: Array, sigmas: Array | np.ndarray, *, inversion: bool, values: Sequence[Any] = ()) -> Grid:
+    """Check ``x`` and ``sigmas`` and make the grid.
 
     Args:
         x: the state, shape (batch, ...), float32 or float64.
         sigmas: shape (n + 1,); its values are checked unless they are traced.
         inversion: whether an increasing grid is allowed.
+        values: the other numbers that coefficients are computed from, which may be arrays of jax.
 
     Returns:
         The grid.
@@ -67,24 +98,58 @@ def as_grid(x: Array, sigmas: Array | np.ndarray, *, inversion: bool) -> Grid:
         raise ValueError("x is a scalar: give it a batch axis, x[None].")
     if sigmas.ndim != 1 or sigmas.shape[0] < 2:
         raise ValueError(f"sigmas has shape {sigmas.shape}: give one row of n + 1 >= 2 noise levels.")
-    known = None
-    if not isinstance(sigmas, Tracer):
-        known = np.asarray(sigmas).astype(x.dtype)
-        steps = np.diff(known)
-        if not np.isfinite(known).all():
-            raise ValueError(f"sigmas must be finite, got {known}.")
-        if known[0] <= 0 or known[-1] < 0:
-            raise ValueError(f"sigmas run from {known[0]} to {known[-1]}: start above 0 and end at 0 or above.")
-        if not ((steps < 0).all() or (inversion and (steps > 0).all())):
-            also = " (or strictly increase, for inversion)" if inversion else ""
-            raise ValueError(f"sigmas must strictly decrease{also}, got {known}: see jaxdiff.grids.explicit.")
-    sigmas = jnp.asarray(sigmas)
-    return Grid(sigmas.astype(jnp.promote_types(x.dtype, sigmas.dtype)), known)
+    if isinstance(sigmas, Tracer):
+        return Grid(sigmas.astype(jnp.promote_types(x.dtype, sigmas.dtype)), jnp, None)
+    known = np.asarray(sigmas).astype(x.dtype)
+    steps = np.diff(known)
+    if not np.isfinite(known).all():
+        raise ValueError(f"sigmas must be finite, got {known}.")
+    if known[0] <= 0 or known[-1] < 0:
+        raise ValueError(f"sigmas run from {known[0]} to {known[-1]}: start above 0 and end at 0 or above.")
+    if not ((steps < 0).all() or (inversion and (steps > 0).all())):
+        also = " (or strictly increase, for inversion)" if inversion else ""
+        raise ValueError(f"sigmas must strictly decrease{also}, got {known}: see jaxdiff.grids.explicit.")
+    exact = np.asarray(sigmas, np.float64)
+    if any(isinstance(value, jax.Array) for value in values):
+        return Grid(jnp.asarray(exact, jnp.promote_types(x.dtype, jnp.float32)), jnp, bool(known[-1] == 0))
+    return Grid(exact, np, bool(known[-1] == 0))
+
+
+def ends_at_zero(grid: Grid, promised: bool | None = None) -> bool:
+    """Whether the last step is known to go to 0.
+
+    Args:
+        grid: the grid.
+        promised: what the caller says of it; believed where the sigmas are traced.
+
+    Returns:
+        False where nothing is known.
+
+    Raises:
+        ValueError: for a promise that the known sigmas break.
+    """
+    if grid.to_zero is None:
+        return bool(promised)
+    if promised is not None and promised != grid.to_zero:
+        raise ValueError(f"ends_at_zero={promised}, but the last sigma is {grid.sigmas[-1]}: leave it None.")
+    return grid.to_zero
 
 
 def cast(coefficients: Any, x: Array) -> Any:
     """Coefficients, computed at the precision of the grid, at that of ``x``."""
-    return jax.tree.map(lambda c: c.astype(x.dtype), coefficients)
+    return jax.tree.map(lambda c: jnp.asarray(c, x.dtype), coefficients)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``, naming both."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(map(repr, choices))}.")
+
+
+def check_not_negative(name: str, value: Scalar) -> None:
+    """Raise ``ValueError`` for a Python number below 0, or none at all, naming it."""
+    if isinstance(value, float | int) and not value >= 0:
+        raise ValueError(f"{name}={value} must not be negative: 0 turns it off.")
 
 
 def estimate(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond) -> Array:

@@ -11,9 +11,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxdiff.samplers.loop import Scalar
-from jaxdiff.typing import Keys
+from jaxdiff.typing import Keys, NoiseSource
 
-__all__ = ["check_key", "initial_noise", "is_zero", "step_noise"]
+__all__ = ["as_noise", "check_key", "initial_noise", "is_zero", "step_noise"]
 
 INITIAL = 2**31 - 1  # folded into the key of the initial noise; steps fold in 0, 1, 2, ...
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -56,6 +56,29 @@ def step_noise(key: Keys, step: Array | int, x: Float[Array, "b ..."]) -> Float[
         Noise like ``x``.
     """
     return _normal(key, step, x.shape if key.ndim == 0 else x.shape[1:], x.dtype)
+
+
+def as_noise(key: Keys | NoiseSource | None, x: Array, method: str, *, again: bool = False) -> NoiseSource:
+    """Return the source of a sampler's noise: ``key`` itself if it is one, else :func:`step_noise` of the key.
+
+    Args:
+        key: one key, one per sample, or a source such as :func:`jaxdiff.samplers.brownian` makes.
+        x: the state, shape (batch, ...).
+        method: name of the sampler, for the message.
+        again: whether the sampler adds noise over the same interval more than once, which a path cannot serve.
+
+    Returns:
+        ``noise(index, sigma, sigma_next, x)``.
+
+    Raises:
+        ValueError: as :func:`check_key`, and for a path where ``again`` holds.
+    """
+    if again and getattr(key, "is_path", False):
+        raise ValueError(f"{method} adds noise to the same levels again and cannot follow a path: pass keys.")
+    if callable(key):
+        return key
+    checked = check_key(key, x, method)
+    return lambda index, sigma, sigma_next, x: step_noise(checked, index, x)
 
 
 def check_key(key: Keys | None, x: Array, method: str) -> Keys:

@@ -1,23 +1,30 @@
-"""Heun's method on the probability-flow ODE, and EDM's stochastic sampler around it."""
+"""Second-order single-step samplers: Heun's method and the midpoint method, plain, churned and ancestral."""
 
 import math
+from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdiff.samplers.first_order import Noise
-from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, cast, estimate, pack, scan_steps
-from jaxdiff.samplers.noise import check_key, is_zero, step_noise
-from jaxdiff.typing import Cond, Denoiser, Keys
+from jaxdiff.samplers.integrators import Options, Stage, slopes, stage_steps
+from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_not_negative
+from jaxdiff.samplers.noise import as_noise, is_zero
+from jaxdiff.samplers.tables import split
+from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
-__all__ = ["heun", "stochastic_heun"]
+__all__ = ["dpm_2", "dpm_2_ancestral", "flow_heun", "heun", "heun_stages", "stochastic_heun"]
+
+
+def heun_stages(grid: Grid, start: Any) -> list[Stage]:
+    """The two stages of Heun's method from ``start`` to ``grid.inner``."""
+    step = grid.inner - start
+    return slopes(grid, start, [grid.inner, grid.inner], [[step], [step / 2, step / 2]])
 
 
 def heun(
     denoiser: Denoiser,
     x: Float[Array, "b ..."],
     sigmas: Sigmas,
-    key: Keys | None = None,
+    key: Keys | NoiseSource | None = None,
     *,
     cond: Cond = None,
     ends_at_zero: bool | None = None,
@@ -54,16 +61,15 @@ def heun(
     """
     del key
     grid = as_grid(x, sigmas, inversion=True)
-    return _heun_steps(
-        denoiser, x, grid, grid.here, None, cond=cond, zero=ends_at_zero, trajectory=trajectory, unroll=unroll
-    )
+    stages = heun_stages(grid, grid.here)
+    return stage_steps(denoiser, x, grid, stages, Options(cond, trajectory, unroll), zero=ends_at_zero)
 
 
 def stochastic_heun(
     denoiser: Denoiser,
     x: Float[Array, "b ..."],
     sigmas: Sigmas,
-    key: Keys | None = None,
+    key: Keys | NoiseSource | None = None,
     *,
     cond: Cond = None,
     s_churn: Scalar = 40.0,
@@ -86,7 +92,7 @@ def stochastic_heun(
         denoiser: (x, sigma, cond) -> x0.
         x: state at noise level ``sigmas[0]``, shape (batch, ...).
         sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key or one per sample; needed unless ``s_churn`` or ``s_noise`` is the number 0.
+        key: one key, one per sample, or a noise source; needed unless ``s_churn`` or ``s_noise`` is the number 0.
         cond: conditioning inputs given to every call of the denoiser.
         s_churn: noise added over the whole run, 0 or more; divided by the n of this call, so that a run in
             two parts takes its share in each.
@@ -107,83 +113,192 @@ def stochastic_heun(
 
     Reference: Karras et al. 2022, algorithm 2 and table 5 (defaults: ImageNet-64), arXiv:2206.00364.
     """
-    _check_not_negative(s_churn=s_churn, s_noise=s_noise)
-    grid = as_grid(x, sigmas, inversion=is_zero(s_churn))
-    gamma = jnp.minimum(jnp.asarray(s_churn) / grid.num_steps, math.sqrt(2) - 1)
-    gamma = jnp.where((grid.here >= s_tmin) & (grid.here <= s_tmax), gamma, 0).astype(grid.sigmas.dtype)
-    noise, raised = None, grid.here * (1 + gamma)
-    if not (is_zero(s_churn) or is_zero(s_noise)):
-        # sqrt(sigma^^2 - sigma^2) as a product: nothing cancels for small gamma
-        std = s_noise * grid.here * jnp.sqrt(gamma * (2 + gamma))
-        noise = Noise(check_key(key, x, "stochastic_heun"), std, first_step)
-    return _heun_steps(
-        denoiser, x, grid, raised, noise, cond=cond, zero=ends_at_zero, trajectory=trajectory, unroll=unroll
+    check_not_negative("s_churn", s_churn)
+    check_not_negative("s_noise", s_noise)
+    grid = as_grid(x, sigmas, inversion=is_zero(s_churn), values=(s_churn, s_tmin, s_tmax, s_noise))
+    options = Options(cond, trajectory, unroll)
+    gamma = grid.xp.minimum(s_churn / grid.num_steps, math.sqrt(2) - 1)
+    gamma = grid.xp.where((grid.here >= s_tmin) & (grid.here <= s_tmax), gamma, 0)
+    raised = grid.here * (1 + gamma)
+    stages = heun_stages(grid, raised)
+    if is_zero(s_churn) or is_zero(s_noise):
+        return stage_steps(denoiser, x, grid, stages, options, zero=ends_at_zero, start=raised)
+    # sqrt(sigma^^2 - sigma^2) as a product: nothing cancels for small gamma
+    std = s_noise * grid.here * grid.xp.sqrt(gamma * (2 + gamma))
+    return stage_steps(
+        denoiser,
+        x,
+        grid,
+        stages,
+        options,
+        zero=ends_at_zero,
+        source=as_noise(key, x, "stochastic_heun", again=True),
+        intervals=[(raised, grid.here)],
+        first_step=first_step,
+        start=raised,
+        churn=std,
     )
 
 
-def _heun_steps(
+def dpm_2(
     denoiser: Denoiser,
-    x: Array,
-    grid: Grid,
-    raised: Array,
-    noise: Noise | None,
+    x: Float[Array, "b ..."],
+    sigmas: Sigmas,
+    key: Keys | NoiseSource | None = None,
     *,
-    cond: Cond,
-    zero: bool | None,
-    trajectory: bool,
-    unroll: int,
+    cond: Cond = None,
+    ends_at_zero: bool | None = None,
+    trajectory: bool = False,
+    unroll: int = 1,
 ) -> Result:
-    """Heun steps from ``raised`` to ``grid.there``, after adding ``noise`` where there is some.
+    """The midpoint method on ``dx/dsigma = (x - D)/sigma``, the midpoint taken in ``log sigma``.
 
-    The step to 0, where it is known, stands behind the loop: it saves a call without any branch.
+    ``s = sqrt(sigma sigma')``, ``y = x + (s - sigma) d(x, sigma)``, ``x' = x + (sigma' - sigma) d(y, s)``. Order 2.
+    A step to sigma' = 0 is an Euler step. Calls of the denoiser as for :func:`heun`: 2n - 1 on a grid known to
+    end in 0, else 2n.
+
+    Args:
+        denoiser: (x, sigma, cond) -> x0.
+        x: state at noise level ``sigmas[0]``, shape (batch, ...).
+        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
+        key: not used; there so that all samplers are called alike.
+        cond: conditioning inputs given to every call of the denoiser.
+        ends_at_zero: as for :func:`heun`.
+        trajectory: also return the states, shape (n + 1, batch, ...).
+        unroll: steps per iteration of the compiled loop.
+
+    Returns:
+        x at noise level ``sigmas[-1]``, or (x, states).
+
+    Raises:
+        ValueError: for sigmas or a state that cannot be used, or sigmas that contradict ``ends_at_zero``.
+
+    Reference: inspired by Lu et al. 2022, DPM-Solver-2, arXiv:2206.00927; the form is k-diffusion's ``sample_dpm_2``.
     """
-    zero = _ends_at_zero(grid, zero)
-    there = grid.there
-    positive = there > 0
-    inner = jnp.where(positive, there, raised)  # where the second estimate is made: never at 0
-    ratio = there / raised
-    first = jnp.where(positive, (1 + ratio) / 2, 0)  # the two halves of Heun's slope, 0 for a step to 0
-    second = jnp.where(positive, (there - raised) / (2 * inner), 0)
-    std = jnp.zeros_like(ratio) if noise is None else noise.std
-    index = jnp.arange(grid.num_steps) + (0 if noise is None else noise.first_step)
-    coefficients = (index, *cast((std, raised, inner, ratio, first, second), x))
-
-    def churn(x: Array, index: Array, std: Array) -> Array:
-        return x if noise is None else x + std * step_noise(noise.key, index, x)
-
-    def step(x: Array, coefficient: tuple[Array, ...]) -> tuple[Array, Array]:
-        index, std, sigma, inner, ratio, first, second = coefficient
-        x = churn(x, index, std)
-        pred = estimate(denoiser, x, sigma, cond)
-        euler = pred + ratio * (x - pred)
-        x = pred + first * (x - pred) + second * (euler - estimate(denoiser, euler, inner, cond))
-        return x, x
-
-    full = grid.num_steps - 1 if zero else grid.num_steps
-    last, states = x, x[None][:0] if trajectory else None
-    if full:
-        head = tuple(c[:full] for c in coefficients)
-        last, states = scan_steps(step, x, head, trajectory=trajectory, unroll=unroll)
-    if zero:
-        last = churn(last, index[-1], coefficients[1][-1])
-        last = estimate(denoiser, last, coefficients[2][-1], cond)
-        if grid.known is None:
-            last = jnp.where(there[-1] == 0, last, jnp.nan)
-        states = None if states is None else jnp.concatenate([states, last[None]])
-    return pack(x, last, states)
+    del key
+    grid = as_grid(x, sigmas, inversion=True)
+    stages = _midpoint_stages(grid, grid.inner)
+    return stage_steps(denoiser, x, grid, stages, Options(cond, trajectory, unroll), zero=ends_at_zero)
 
 
-def _check_not_negative(*, s_churn: Scalar, s_noise: Scalar) -> None:
-    for name, value in (("s_churn", s_churn), ("s_noise", s_noise)):
-        if isinstance(value, float | int) and not value >= 0:
-            raise ValueError(f"{name}={value} must not be negative: 0 gives heun.")
+def dpm_2_ancestral(
+    denoiser: Denoiser,
+    x: Float[Array, "b ..."],
+    sigmas: Sigmas,
+    key: Keys | NoiseSource | None = None,
+    *,
+    cond: Cond = None,
+    eta: Scalar = 1.0,
+    s_noise: Scalar = 1.0,
+    first_step: int | Array = 0,
+    ends_at_zero: bool | None = None,
+    trajectory: bool = False,
+    unroll: int = 1,
+) -> Result:
+    """:func:`dpm_2` to the lower noise level of an ancestral step, then fresh noise up to sigma'.
+
+    down and up as for :func:`jaxdiff.samplers.euler_ancestral`; the midpoint is that of sigma and down. With
+    eta = 0 it is :func:`dpm_2`. Calls of the denoiser as there.
+
+    Args:
+        denoiser: (x, sigma, cond) -> x0.
+        x: state at noise level ``sigmas[0]``, shape (batch, ...).
+        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0 (increasing only for eta = 0).
+        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
+        cond: conditioning inputs given to every call of the denoiser.
+        eta: share of the noise that is drawn anew, in [0, 1]; at 1, steps go down to sigma'^2/sigma.
+        s_noise: factor of the standard deviation of the noise.
+        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
+        ends_at_zero: as for :func:`heun`.
+        trajectory: also return the states, shape (n + 1, batch, ...).
+        unroll: steps per iteration of the compiled loop.
+
+    Returns:
+        x at noise level ``sigmas[-1]``, or (x, states).
+
+    Raises:
+        ValueError: for ``eta`` outside [0, 1], a missing key, or sigmas or a state that cannot be used.
+
+    Reference: the form is k-diffusion's ``sample_dpm_2_ancestral``.
+    """
+    check_eta(eta)
+    check_not_negative("s_noise", s_noise)
+    if is_zero(eta):
+        return dpm_2(denoiser, x, sigmas, cond=cond, ends_at_zero=ends_at_zero, trajectory=trajectory, unroll=unroll)
+    grid = as_grid(x, sigmas, inversion=False, values=(eta, s_noise))
+    down, up = split(grid.here, grid.inner, eta, grid.xp)
+    *stages, last = _midpoint_stages(grid, down)
+    return stage_steps(
+        denoiser,
+        x,
+        grid,
+        [*stages, last._replace(noise=[s_noise * up])],
+        Options(cond, trajectory, unroll),
+        zero=ends_at_zero,
+        source=as_noise(key, x, "dpm_2_ancestral with eta > 0"),
+        intervals=[(grid.here, grid.there)],
+        first_step=first_step,
+    )
 
 
-def _ends_at_zero(grid: Grid, promised: bool | None) -> bool:
-    """Whether the last step is known to go to 0."""
-    if grid.known is None:
-        return bool(promised)
-    found = bool(grid.known[-1] == 0)
-    if promised is not None and promised != found:
-        raise ValueError(f"ends_at_zero={promised}, but the last sigma is {grid.known[-1]}: leave it None.")
-    return found
+def flow_heun(
+    denoiser: Denoiser,
+    x: Float[Array, "b ..."],
+    sigmas: Sigmas,
+    key: Keys | NoiseSource | None = None,
+    *,
+    cond: Cond = None,
+    ends_at_zero: bool | None = None,
+    trajectory: bool = False,
+    unroll: int = 1,
+) -> Result:
+    """Heun's method on the straight path, in flow time: ``du/dt = v = eps - x0``.
+
+    With ``t = sigma/(1 + sigma)``, ``u = x/(1 + sigma)`` and ``v(u, t) = (u - D)/t``: ``w = u + (t' - t) v(u, t)``,
+    ``u' = u + (t' - t) (v(u, t) + v(w, t')) / 2``. Heun's method does not commute with the change of time, so this
+    is not :func:`heun`; :func:`jaxdiff.grids.flow` has the shift. A step to 0 is an Euler step. Order 2; calls of
+    the denoiser as for :func:`heun`.
+
+    Args:
+        denoiser: (x, sigma, cond) -> x0.
+        x: state at noise level ``sigmas[0]``, shape (batch, ...): ``x0 + sigma eps``, not u.
+        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
+        key: not used; there so that all samplers are called alike.
+        cond: conditioning inputs given to every call of the denoiser.
+        ends_at_zero: as for :func:`heun`.
+        trajectory: also return the states x, shape (n + 1, batch, ...).
+        unroll: steps per iteration of the compiled loop.
+
+    Returns:
+        x at noise level ``sigmas[-1]``, or (x, states).
+
+    Raises:
+        ValueError: for sigmas or a state that cannot be used, or sigmas that contradict ``ends_at_zero``.
+
+    Reference: Lipman et al. 2023, arXiv:2210.02747; Esser et al. 2024, section 5.3.2 (the shift), arXiv:2403.03206.
+    """
+    del key
+    grid = as_grid(x, sigmas, inversion=True)
+    here, there = grid.here, grid.inner
+    now, then = here / (1 + here), there / (1 + there)  # flow times
+    step = then - now
+    # v = (u - D)/t, of u = x/(1 + sigma), times 1 + sigma' to come back to x
+    gain, rest = (1 + there) / (1 + here), (1 + there) * step
+    middle = Stage(there, gain * (1 + step / now), [-rest / now])
+    half = rest / 2
+    keep = gain * (1 + step / 2 / now) + half / then * middle.keep / (1 + there)
+    weights = [-half / now + half / then * middle.weights[0] / (1 + there), -half / then]
+    stages = [middle, Stage(there, keep, weights)]
+    return stage_steps(denoiser, x, grid, stages, Options(cond, trajectory, unroll), zero=ends_at_zero)
+
+
+def check_eta(eta: Scalar) -> None:
+    """Raise ``ValueError`` for a Python number outside [0, 1]."""
+    if isinstance(eta, float | int) and not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta} must lie in [0, 1]: 0 draws no noise.")
+
+
+def _midpoint_stages(grid: Grid, there: Any) -> list[Stage]:
+    middle = grid.xp.sqrt(grid.here * there)
+    nought = grid.xp.zeros_like(there)
+    return slopes(grid, grid.here, [middle, there], [[middle - grid.here], [nought, there - grid.here]])

@@ -1,0 +1,226 @@
+"""Samplers of the score-SDE family: discretised reverse SDEs, with or without Langevin corrections."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
+from jaxdiff.samplers.loop import (
+    Result,
+    Scalar,
+    Sigmas,
+    as_grid,
+    cast,
+    check_not_negative,
+    estimate,
+    pack,
+    scan_steps,
+)
+from jaxdiff.samplers.noise import as_noise, is_zero
+from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, expand_to
+
+__all__ = ["consistency", "euler_maruyama", "predictor_corrector", "reverse_diffusion"]
+
+
+def euler_maruyama(
+    denoiser: Denoiser,
+    x: Float[Array, "b ..."],
+    sigmas: Sigmas,
+    key: Keys | NoiseSource | None = None,
+    *,
+    cond: Cond = None,
+    eta: Scalar = 1.0,
+    first_step: int | Array = 0,
+    trajectory: bool = False,
+    unroll: int = 1,
+) -> Result:
+    """Euler-Maruyama on the reverse SDE ``dx = (1 + eta) (x - D)/sigma dsigma + sqrt(2 eta sigma) dw``.
+
+    ``x' = x + (1 + eta) (sigma' - sigma) (x - D)/sigma + sqrt(2 eta sigma (sigma - sigma')) z``: eta = 1 is the reverse
+    SDE of the score-SDE paper, 0 the probability-flow ODE. Weak order 1. A step to sigma' = 0 gives the last
+    estimate. n calls of the denoiser. Large steps overshoot: prefer :func:`jaxdiff.samplers.seeds`, which solves the
+    linear part exactly.
+
+    Args:
+        denoiser: (x, sigma, cond) -> x0.
+        x: state at noise level ``sigmas[0]``, shape (batch, ...).
+        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
+        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
+        cond: conditioning inputs given to every call of the denoiser.
+        eta: noise, 0 or more; may be traced.
+        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
+        trajectory: also return the states, shape (n + 1, batch, ...).
+        unroll: steps per iteration of the compiled loop.
+
+    Returns:
+        x at noise level ``sigmas[-1]``, or (x, states).
+
+    Raises:
+        ValueError: for a negative ``eta``, a missing key, or sigmas or a state that cannot be used.
+
+    Reference: Song et al. 2021, equation 6 and appendix E, arXiv:2011.13456; Karras et al. 2022, equation 6.
+    """
+    check_not_negative("eta", eta)
+    grid = as_grid(x, sigmas, inversion=is_zero(eta), values=(eta,))
+    zero, gap = grid.there == 0, grid.here - grid.there
+    keep = grid.xp.where(zero, 0.0, 1 - (1 + eta) * gap / grid.here)
+    fresh = None
+    if not is_zero(eta):
+        std = grid.xp.where(zero, 0.0, grid.xp.sqrt(2 * eta * grid.here * gap))
+        fresh = Fresh(as_noise(key, x, "euler_maruyama with eta > 0"), std, first_step)
+    return linear_steps(denoiser, x, grid, keep, [], Options(cond, trajectory, unroll), fresh=fresh)
+
+
+def reverse_diffusion(
+    denoiser: Denoiser,
+    x: Float[Array, "b ..."],
+    sigmas: Sigmas,
+    key: Keys | NoiseSource | None = None,
+    *,
+    cond: Cond = None,
+    first_step: int | Array = 0,
+    trajectory: bool = False,
+    unroll: int = 1,
+) -> Result:
+    """The reverse-diffusion predictor: the reverse SDE stepped in sigma^2, as the forward one was.
+
+    ``x' = x + (sigma^2 - sigma'^2) score + sqrt(sigma^2 - sigma'^2) z`` with ``score = (D - x)/sigma^2``. A step to
+    sigma' = 0 adds no noise and gives the last estimate. Weak order 1; n calls of the denoiser.
+
+    Args:
+        denoiser: (x, sigma, cond) -> x0.
+        x: state at noise level ``sigmas[0]``, shape (batch, ...).
+        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
+        key: one key, one per sample, or a noise source.
+        cond: conditioning inputs given to every call of the denoiser.
+        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
+        trajectory: also return the states, shape (n + 1, batch, ...).
+        unroll: steps per iteration of the compiled loop.
+
+    Returns:
+        x at noise level ``sigmas[-1]``, or (x, states).
+
+    Raises:
+        ValueError: for a missing key, or sigmas or a state that cannot be used.
+
+    Reference: Song et al. 2021, appendix E, arXiv:2011.13456.
+    """
+    grid = as_grid(x, sigmas, inversion=False)
+    source = as_noise(key, x, "reverse_diffusion")
+    keep = (grid.there / grid.here) ** 2
+    std = grid.xp.where(grid.there > 0, grid.xp.sqrt((grid.here - grid.there) * (grid.here + grid.there)), 0.0)
+    fresh = Fresh(source, std, first_step)
+    return linear_steps(denoiser, x, grid, keep, [], Options(cond, trajectory, unroll), fresh=fresh)
+
+
+def predictor_corrector(
+    denoiser: Denoiser,
+    x: Float[Array, "b ..."],
+    sigmas: Sigmas,
+    key: Keys | NoiseSource | None = None,
+    *,
+    cond: Cond = None,
+    corrections: int = 1,
+    snr: Scalar = 0.16,
+    first_step: int | Array = 0,
+    trajectory: bool = False,
+    unroll: int = 1,
+) -> Result:
+    """Predictor-corrector sampling: Langevin steps at each noise level, then one of :func:`reverse_diffusion`.
+
+    Langevin: ``x <- x + e score + sqrt(2 e) z`` with ``e = 2 (snr |z| / |score|)^2``, norms over one sample: the
+    published ones are means over the batch, which would make samples depend on each other. A step to sigma' = 0
+    gives the last estimate. (corrections + 1) n calls of the denoiser and draws of noise.
+
+    Args:
+        denoiser: (x, sigma, cond) -> x0.
+        x: state at noise level ``sigmas[0]``, shape (batch, ...).
+        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
+        key: one key, one per sample, or a noise source.
+        cond: conditioning inputs given to every call of the denoiser.
+        corrections: Langevin steps per noise level, 0 or more.
+        snr: signal-to-noise ratio r of the Langevin steps, 0 or more; 0.16 as published for VE on CIFAR-10.
+        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
+        trajectory: also return the states, shape (n + 1, batch, ...).
+        unroll: steps per iteration of the compiled loop.
+
+    Returns:
+        x at noise level ``sigmas[-1]``, or (x, states).
+
+    Raises:
+        ValueError: for negative ``corrections`` or ``snr``, a missing key, or sigmas or a state that cannot be used.
+
+    Reference: Song et al. 2021, algorithms 2 to 5 and appendix G, arXiv:2011.13456.
+    """
+    if corrections < 0:
+        raise ValueError(f"corrections={corrections} must not be negative: 0 is reverse_diffusion.")
+    check_not_negative("snr", snr)
+    grid = as_grid(x, sigmas, inversion=False)
+    source = as_noise(key, x, "predictor_corrector", again=True)
+    std = grid.xp.where(grid.there > 0, grid.xp.sqrt((grid.here - grid.there) * (grid.here + grid.there)), 0.0)
+    index = (jnp.arange(grid.num_steps) + first_step) * (corrections + 1)
+    rows = cast((grid.here, grid.there, (grid.there / grid.here) ** 2, std), x)
+
+    def size(value: Array) -> Array:
+        return expand_to(jnp.sum(value**2, tuple(range(1, value.ndim))), value)
+
+    def step(x: Array, row: tuple[Array, tuple[Array, ...]]) -> tuple[Array, Array]:
+        index, (here, there, keep, std) = row
+        for j in range(corrections):
+            score = (estimate(denoiser, x, here, cond) - x) / here**2
+            noise = source(index + j, here, here, x)
+            strength = size(score)
+            e = 2 * jnp.asarray(snr, x.dtype) ** 2 * size(noise) / jnp.where(strength > 0, strength, 1)
+            e = jnp.where(strength > 0, e, 0)
+            x = x + e * score + jnp.sqrt(2 * e) * noise
+        pred = estimate(denoiser, x, here, cond)
+        x = pred + keep * (x - pred) + std * source(index + corrections, here, there, x)
+        return x, x
+
+    last, states = scan_steps(step, x, (index, rows), trajectory=trajectory, unroll=unroll)
+    return pack(x, last, states)
+
+
+def consistency(
+    denoiser: Denoiser,
+    x: Float[Array, "b ..."],
+    sigmas: Sigmas,
+    key: Keys | NoiseSource | None = None,
+    *,
+    cond: Cond = None,
+    sigma_min: Scalar = 0.002,
+    first_step: int | Array = 0,
+    trajectory: bool = False,
+    unroll: int = 1,
+) -> Result:
+    """Multistep consistency sampling: jump to the data, add noise of the next level, jump again.
+
+    ``x' = f(x, sigma) + sqrt(sigma'^2 - sigma_min^2) z`` where f, a consistency model, maps any point of a path of the
+    probability-flow ODE to its end at sigma_min. A step to sigma' = 0 (or below sigma_min) adds no noise. n calls.
+
+    Args:
+        denoiser: the consistency model f as (x, sigma, cond) -> the end of x's path.
+        x: state at noise level ``sigmas[0]``, shape (batch, ...).
+        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
+        key: one key, one per sample, or a noise source.
+        cond: conditioning inputs given to every call of the denoiser.
+        sigma_min: noise level of the ends of the paths, the epsilon of the paper.
+        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
+        trajectory: also return the states, shape (n + 1, batch, ...).
+        unroll: steps per iteration of the compiled loop.
+
+    Returns:
+        x at noise level ``sigmas[-1]``, or (x, states).
+
+    Raises:
+        ValueError: for a negative ``sigma_min``, a missing key, or sigmas or a state that cannot be used.
+
+    Reference: Song et al. 2023, algorithm 1, arXiv:2303.01469.
+    """
+    check_not_negative("sigma_min", sigma_min)
+    grid = as_grid(x, sigmas, inversion=False, values=(sigma_min,))
+    source = as_noise(key, x, "consistency", again=True)
+    above = grid.there > sigma_min
+    safe = grid.xp.where(above, grid.there, sigma_min + 1.0)
+    std = grid.xp.where(above, grid.xp.sqrt((safe - sigma_min) * (safe + sigma_min)), 0.0)
+    fresh = Fresh(source, std, first_step)
+    return linear_steps(denoiser, x, grid, grid.there * 0, [], Options(cond, trajectory, unroll), fresh=fresh)
