@@ -95,20 +95,74 @@ class Method(NamedTuple):
     calls: Callable[[int, bool], int] = lambda n, to_zero: n  # documented number of calls
     single_step: bool = True
     half: Callable[..., Any] | None = None  # how to run one half of the grid, where it differs
+    ends_on_estimate: bool = True  # whether a step to 0 gives the last estimate
+    loops: int = 1  # scans in the compiled program
+    states: Callable[[int], int] = lambda n: n + 1  # of a trajectory
+    tolerance: float = 1e-5  # of a perfect denoiser's data, in float32 on a coarse grid from sigma 80
+    path: bool = True  # stochastic ones: whether the noise can follow a Brownian path
 
 
-heun_calls = lambda n, to_zero: 2 * n - to_zero  # noqa: E731
+def stages(count):
+    """Calls of a single-step method with ``count`` stages: one for a step to 0."""
+    return lambda n, to_zero: count * n - (count - 1) * to_zero
+
+
+def fast_calls(n, to_zero):
+    """Calls of dpm_fast: orders 3, ..., 3, 2, 1."""
+    return 3 * n - 3 if n > 1 else 1
+
+
+def restart_calls(n, to_zero):
+    """Calls of restart with its default: two a step."""
+    return 2 * restart_steps(n) - to_zero
+
+
+def restart_steps(n):
+    """Steps of restart with its default: once from three quarters of the grid to its half."""
+    return n + (max(3 * n // 4, n // 2 + 1) - n // 2 if n > 2 else 0)
+
+
+two, multi = stages(2), {"single_step": False}
 churn = partial(samplers.stochastic_heun, s_tmin=0.01)
 METHODS = {
     "euler": Method(samplers.euler, 1),
     "ddim": Method(samplers.ddim, 1),
-    "playground": Method(samplers.playground, 1),
-    "heun": Method(samplers.heun, 2, heun_calls),
-    "dpmpp_2m": Method(samplers.dpmpp_2m, 2, single_step=False),
+    "flow_euler": Method(samplers.flow_euler, 1),
+    "heun": Method(samplers.heun, 2, two),
+    "flow_heun": Method(samplers.flow_heun, 2, two),
+    "dpm_2": Method(samplers.dpm_2, 2, two),
+    "rk4": Method(samplers.rk4, 4, stages(4)),
+    "lms": Method(samplers.lms, 4, ends_on_estimate=False, **multi),
+    "deis": Method(samplers.deis, 3, **multi),
+    "ipndm": Method(samplers.ipndm, 1, tolerance=1e-4, ends_on_estimate=False, **multi),
+    "pndm": Method(samplers.pndm, 1, lambda n, to_zero: n + (n > 1), tolerance=1e-4, ends_on_estimate=False, **multi),
+    "dpm_solver": Method(samplers.dpm_solver, 3, stages(3)),
+    "dpm_solver_x0": Method(partial(samplers.dpm_solver, order=2, predict="x0"), 2, two),
+    "dpm_solver_multi": Method(partial(samplers.dpm_solver, multistep=True), 2, **multi),
+    "dpm_fast": Method(samplers.dpm_fast, 2, fast_calls, loops=3, **multi),
+    "dpmpp_2m": Method(samplers.dpmpp_2m, 2, **multi),
+    "dpmpp_3m": Method(samplers.dpmpp_3m, 2, **multi),
+    "dpmpp_3m_exact": Method(partial(samplers.dpmpp_3m, curvature=2.0), 3, **multi),
+    "unipc": Method(samplers.unipc, 2, **multi),
+    "unipc_eps": Method(partial(samplers.unipc, order=3, variant="bh1", predict="eps"), 2, **multi),
     "ddim_eta": Method(partial(samplers.ddim, eta=0.7), 0),
+    "euler_ancestral": Method(samplers.euler_ancestral, 0),
     "ddpm_lower": Method(samplers.ddpm, 0),
     "ddpm_upper": Method(partial(samplers.ddpm, variance="upper"), 0),
-    "stochastic_heun": Method(partial(churn, s_churn=2.0), 0, heun_calls, half=partial(churn, s_churn=1.0)),
+    "stochastic_heun": Method(partial(churn, s_churn=2.0), 0, two, half=partial(churn, s_churn=1.0), path=False),
+    "dpm_2_ancestral": Method(samplers.dpm_2_ancestral, 0, two),
+    "dpmpp_2s_ancestral": Method(samplers.dpmpp_2s_ancestral, 0, two),
+    "dpmpp_sde": Method(samplers.dpmpp_sde, 0, two),
+    "seeds": Method(partial(samplers.seeds, order=3), 0, stages(3)),
+    "dpmpp_2m_sde": Method(samplers.dpmpp_2m_sde, 0, **multi),
+    "dpmpp_2m_sde_heun": Method(partial(samplers.dpmpp_2m_sde, solver_type="heun"), 0, **multi),
+    "dpmpp_3m_sde": Method(samplers.dpmpp_3m_sde, 0, **multi),
+    "sa_solver": Method(samplers.sa_solver, 0, **multi),
+    "er_sde": Method(samplers.er_sde, 0, **multi),
+    "restart": Method(samplers.restart, 0, restart_calls, states=lambda n: restart_steps(n) + 1, path=False, **multi),
+    "euler_maruyama": Method(samplers.euler_maruyama, 0),
+    "reverse_diffusion": Method(samplers.reverse_diffusion, 0),
+    "predictor_corrector": Method(samplers.predictor_corrector, 0, lambda n, to_zero: 2 * n, path=False),
 }
 DETERMINISTIC = [name for name, method in METHODS.items() if method.order]
 STOCHASTIC = [name for name, method in METHODS.items() if not method.order]

@@ -7,6 +7,7 @@ frame ``x0 + sigma * eps``. A stochastic sampler's ``key`` is one key, one key p
 """
 
 from jaxdiff.samplers.adams import deis, ipndm, lms, pndm
+from jaxdiff.samplers.adaptive import Stats, dpm_adaptive, rk45
 from jaxdiff.samplers.ancestral import ddpm, variance_knob
 from jaxdiff.samplers.brownian import brownian
 from jaxdiff.samplers.dpm_sde import dpmpp_2m_sde, dpmpp_2s_ancestral, dpmpp_3m_sde, dpmpp_sde, seeds
@@ -22,6 +23,7 @@ from jaxdiff.samplers.second_order import dpm_2, dpm_2_ancestral, flow_heun, heu
 
 __all__ = [
     "Restart",
+    "Stats",
     "brownian",
     "consistency",
     "ddim",
@@ -29,6 +31,7 @@ __all__ = [
     "deis",
     "dpm_2",
     "dpm_2_ancestral",
+    "dpm_adaptive",
     "dpm_fast",
     "dpm_solver",
     "dpmpp_2m",
@@ -55,6 +58,7 @@ __all__ = [
     "restart_between",
     "reverse_diffusion",
     "rk4",
+    "rk45",
     "sa_solver",
     "seeds",
     "step_noise",

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import jax
 from jaxtyping import Array, Float
 
 from jaxdiff.samplers.integrators import Options, linear_steps
 from jaxdiff.samplers.loop import Grid, Result, Sigmas, as_grid, cast, check_choice, estimate, pack
+from jaxdiff.samplers.second_order import heun_stages
 from jaxdiff.samplers.tables import history, interpolate, noise_moments, orders
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
@@ -186,14 +188,16 @@ def pndm(
     weights = _fixed_weights(grid, 4)
     if grid.num_steps == 1:
         return _steps(denoiser, x, grid, weights, options)
-    here, there = cast((grid.sigmas[0], grid.sigmas[1]), x)
+    first, end = heun_stages(grid, grid.here)
+    row = jax.tree.map(lambda part: part[0], (grid.here, first, end))
+    here, first, end = cast(row, x)
     pred = estimate(denoiser, x, here, cond)
+    again = estimate(denoiser, pred + first.keep * (x - pred), first.sigma, cond)
+    middle = pred + end.keep * (x - pred) + end.weights[1] * (again - pred)
     slope = (x - pred) / here
-    euler = pred + there / here * (x - pred)
-    middle = euler + (there - here) / 2 * ((euler - estimate(denoiser, euler, there, cond)) / there - slope)
     rest = grid._replace(sigmas=grid.sigmas[1:])
     out = _steps(denoiser, middle, rest, [w[1:] for w in weights], options, past=(slope,))
-    return pack(x, *out) if trajectory else out
+    return pack(x, out[0], out[1]) if trajectory else out
 
 
 def _fixed_weights(grid: Grid, order: int) -> list[Any]:

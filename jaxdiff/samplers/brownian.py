@@ -22,8 +22,8 @@ class BrownianPath:
     """A noise source that reads its increments off one Brownian motion, the same for every grid and method.
 
     ``z = (B(tau') - B(tau)) / sqrt(tau' - tau)`` with the clock ``tau = sigma^(-2 eta)``, in which the noise of the SDE
-    ``dx = (1 + eta) (x - D)/sigma dsigma + sqrt(2 eta sigma) dw`` is exactly ``sigma^(1 + eta) B(tau)``. B is not stored:
-    its values come from a binary tree in log sigma, each node drawn from a key given by the way to it, so that
+    ``dx = (1 + eta) (x - D)/sigma dsigma + sqrt(2 eta sigma) dw`` is exactly ``sigma^(1 + eta) B(tau)``. B is not
+    stored: its values come from a binary tree in log sigma, each node drawn from a key given by the way to it, so that
     memory does not grow with the depth.
 
     Made by :func:`brownian`.

@@ -181,8 +181,8 @@ def dpm_fast(
     """DPM-Solver-fast: single steps of order 3, the last ones of lower order to spend a number of calls exactly.
 
     On n steps, orders (3, ..., 3, 2, 1) for 3n - 3 calls, (3, ..., 3, 1) for 3n - 2, (3, ..., 3, 2) for 3n - 1.
-    Published on equal steps in log sigma (:func:`jaxdiff.grids.exponential`) with n = calls // 3 + 1. Of order 3 but for
-    the last steps, which make it 2. A step to sigma' = 0 gives the last estimate, for one call. With eta > 0 each
+    Published on equal steps in log sigma (:func:`jaxdiff.grids.exponential`) with n = calls // 3 + 1. Of order 3 but
+    for the last steps, which make it 2. A step to sigma' = 0 gives the last estimate, for one call. With eta > 0 each
     step is ancestral, but for the last.
 
     Args:

@@ -41,12 +41,11 @@ def er_sde(
 
     With ``r = phi(sigma')/phi(sigma)``, ``I_k = phi(sigma') int_sigma'^sigma (s - sigma)^k / phi(s) ds``:
     ``x' = r x + (1 - r) D + (sigma' - sigma + I_0) D1 + ((sigma' - sigma)^2/2 + I_1) D2 + u z``,
-    ``u^2 = sigma'^2 - r^2 sigma^2``,
-    D1 and D2 backward differences of the estimates in sigma (first, and second of three); as D1 is not centred, the
-    third stage lowers the error but not the order, which is 2 for the ODE. ``phi = sigma`` is the ODE
-    (Euler with one stage), ``phi = sigma^2`` the reverse SDE (DDPM with one stage). The first steps have fewer stages.
-    The integrals are taken by Gauss-Legendre with 32 nodes in log sigma. A step to sigma' = 0 gives the last
-    estimate. n calls of the denoiser.
+    ``u^2 = sigma'^2 - r^2 sigma^2``, D1 and D2 backward differences of the estimates in sigma (first, and second of
+    three); as D1 is not centred, the third stage lowers the error but not the order, which is 2 for the ODE.
+    ``phi = sigma`` is the ODE (Euler with one stage), ``phi = sigma^2`` the reverse SDE (DDPM with one stage). The
+    first steps have fewer stages. The integrals are taken by Gauss-Legendre with 32 nodes in log sigma. A step to
+    sigma' = 0 gives the last estimate. n calls of the denoiser.
 
     Args:
         denoiser: (x, sigma, cond) -> x0.

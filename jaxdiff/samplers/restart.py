@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -113,14 +111,12 @@ def restart(
     n = grid.num_steps
     if restarts is None:
         restarts = [Restart(max(3 * n // 4, n // 2 + 1), n // 2)] if n > 2 else []
-    landings, starts = _way(grid, restarts)
+    raised, landings = _way(grid, restarts)
     xp = grid.xp
-    way = Grid(xp.stack([grid.sigmas[0], *landings]), xp, grid.to_zero)
-    raised = xp.stack(starts)
-    std = s_noise * xp.sqrt(xp.where(raised > way.here, (raised - way.here) * (raised + way.here), 0.0))
-    if isinstance(std, jax.Array):  # the gradient of the root at 0 is not wanted
-        jumps = raised > way.here
-        std = jnp.where(jumps, s_noise * jnp.sqrt(jnp.where(jumps, raised**2 - way.here**2, 1.0)), 0.0)
+    way = Grid(xp.concatenate([grid.sigmas[:1], landings]), xp, grid.to_zero)
+    jump = raised > way.here
+    height = xp.where(jump, (raised - way.here) * (raised + way.here), 1.0)
+    std = s_noise * xp.where(jump, xp.sqrt(height), 0.0)
     return stage_steps(
         denoiser,
         x,
@@ -135,27 +131,22 @@ def restart(
     )
 
 
-def _way(grid: Grid, restarts: Sequence[Restart]) -> tuple[list[Any], list[Any]]:
-    """Where each step of the whole way lands, and where it starts (above the last landing after a jump)."""
-    landings, starts, done = [], [], 0
-
-    def walk(levels: Sequence[Any]) -> None:
-        starts.extend(levels[:-1])
-        landings.extend(levels[1:])
-
+def _way(grid: Grid, restarts: Sequence[Restart]) -> tuple[Any, Any]:
+    """Where each step of the whole way starts (after a jump: above the last landing), and where it lands."""
+    parts, done = [], 0
     for low, high, times, steps in restarts:
         if not (0 <= high < low < grid.num_steps and done <= low and times >= 1 and (steps is None or steps >= 1)):
             raise ValueError(
                 f"Restart(low={low}, high={high}, times={times}, steps={steps}) does not fit a grid of "
                 f"{grid.num_steps} steps after position {done}: 0 <= high < low < {grid.num_steps}, in order of low."
             )
-        walk([grid.sigmas[i] for i in range(done, low + 1)])
-        levels = [grid.sigmas[i] for i in range(high, low + 1)]
+        parts.append(grid.sigmas[done : low + 1])
+        levels = grid.sigmas[high : low + 1]
         if steps is not None:
-            top, bottom = (level ** (1 / 7) for level in (levels[0], levels[-1]))
-            levels = [levels[0], *[(top + i / steps * (bottom - top)) ** 7 for i in range(1, steps)], levels[-1]]
-        for _ in range(times):
-            walk(levels)
+            share = np.arange(steps + 1) / steps
+            levels = ((1 - share) * levels[:1] ** (1 / 7) + share * levels[-1:] ** (1 / 7)) ** 7
+            levels = grid.xp.concatenate([grid.sigmas[high : high + 1], levels[1:-1], grid.sigmas[low : low + 1]])
+        parts += [levels] * times
         done = low
-    walk([grid.sigmas[i] for i in range(done, grid.num_steps + 1)])
-    return landings, starts
+    parts.append(grid.sigmas[done:])
+    return grid.xp.concatenate([p[:-1] for p in parts]), grid.xp.concatenate([p[1:] for p in parts])
