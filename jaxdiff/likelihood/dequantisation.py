@@ -56,8 +56,8 @@ def bits_per_dim(log_prob: Float[Array, "..."], shape: Sequence[int], *, scale: 
 
 
 def uniform_dequantiser(
-    pixels: UInt8[Array, "batch ..."], keys: Key[Array, " batch"]
-) -> tuple[Float[Array, "batch ..."], Float[Array, " batch"]]:
+    pixels: UInt8[Array, "b ..."], keys: Key[Array, " b"]
+) -> tuple[Float[Array, "b ..."], Float[Array, " b"]]:
     """Uniform dequantisation: u uniform on [0, 1), ``log q = 0``.
 
     Args:
@@ -115,13 +115,13 @@ def truncated_normal_dequantiser(std: float | Float[Array, ""]) -> Dequantiser:
 
 
 def dequantise(
-    pixels: UInt8[Array, "batch ..."],
+    pixels: UInt8[Array, "b ..."],
     key: Keys,
     *,
     dequantiser: Dequantiser = uniform_dequantiser,
     shift: float = 128.0,
     scale: float = 127.5,
-) -> tuple[Float[Array, "batch ..."], Float[Array, " batch"]]:
+) -> tuple[Float[Array, "b ..."], Float[Array, " b"]]:
     """Spread 8-bit data over their bins: ``x = (k + u - shift)/scale`` with u drawn by ``dequantiser``.
 
     The bin of pixel k is centred on the model's value of k, ``(k - 127.5)/127.5``, by default; ``shift=128, scale=128``
@@ -147,7 +147,7 @@ def dequantise(
 
 def dequantised_bound(
     log_density: Callable[[Array, Array], Array],
-    pixels: UInt8[Array, "batch ..."],
+    pixels: UInt8[Array, "b ..."],
     key: Keys,
     *,
     dequantiser: Dequantiser = uniform_dequantiser,
@@ -155,7 +155,7 @@ def dequantised_bound(
     importance_weighted: bool = False,
     shift: float = 128.0,
     scale: float = 127.5,
-) -> Float[Array, " batch"]:
+) -> Float[Array, " b"]:
     """Lower bound on the log-probability of 8-bit data under a density, in nats of model space.
 
     The density gives each bin the probability ``P(k) = int_0^1 p(k + u) du``, and by Jensen's inequality

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Tensor = Float[Array, "..."]
-Step: TypeAlias = int | Int[Array, ""] | Int[Array, " batch"]
+Step: TypeAlias = int | Int[Array, ""] | Int[Array, " b"]
 Fraction: TypeAlias = Callable[[Array, Array, Cond], Array]
 """(x, sigma, cond) -> fraction of "upper" in the log variance, one number per element: the learned range."""
 
@@ -64,9 +64,9 @@ class VariationalBound(NamedTuple):
         terms: shape (batch, T): first the decoder's ``-log p(x0 | x_1)``, then the KL of each step 2..T.
     """
 
-    total: Float[Array, " batch"]
-    prior: Float[Array, " batch"]
-    terms: Float[Array, "batch steps"]
+    total: Float[Array, " b"]
+    prior: Float[Array, " b"]
+    terms: Float[Array, "b steps"]
 
 
 @functools.lru_cache(maxsize=64)
@@ -144,15 +144,15 @@ def reverse_log_variance(tables: BoundTables, step: Step, variance: str | Tensor
 
 
 def vb_term(
-    x0: Float[Array, "batch ..."],
-    denoised: Float[Array, "batch ..."],
+    x0: Float[Array, "b ..."],
+    denoised: Float[Array, "b ..."],
     step: Step,
     tables: BoundTables,
     *,
-    variance: str | Float[Array, "batch ..."] = "lower",
+    variance: str | Float[Array, "b ..."] = "lower",
     levels: int = 256,
     cdf: str = "exact",
-) -> Float[Array, " batch"]:
+) -> Float[Array, " b"]:
     """The term of one step in the negative variational bound, given the estimate made from x_n.
 
     Step n > 1: ``KL(q(x_{n-1} | x_n, x0) || p(x_{n-1} | x_n))``; step 1: ``-log p(x0 | x_1)`` of the discretised
@@ -198,7 +198,7 @@ def _total(x: Array) -> Array:
     return jnp.sum(x.reshape(x.shape[0], -1), 1)
 
 
-def prior_kl(x0: Float[Array, "batch ..."], tables: BoundTables) -> Float[Array, " batch"]:
+def prior_kl(x0: Float[Array, "b ..."], tables: BoundTables) -> Float[Array, " b"]:
     """``KL(q(x_T | x0) || N(0, 1)) = sum [abar (x0^2 - 1) - ln(1 - abar)] / 2`` in nats per example, abar of step T.
 
     Args:
@@ -214,7 +214,7 @@ def prior_kl(x0: Float[Array, "batch ..."], tables: BoundTables) -> Float[Array,
 
 def variational_bound(
     denoiser: Denoiser,
-    x0: Float[Array, "batch ..."],
+    x0: Float[Array, "b ..."],
     key: Keys,
     schedule: DiscreteSchedule,
     *,

@@ -41,11 +41,11 @@ def normal_kl(mean: Tensor, log_var: Tensor, other_mean: Tensor, other_log_var: 
 
 
 def posterior(
-    x0: Float[Array, "batch ..."],
-    x: Float[Array, "batch ..."],
-    sigma: float | Float[Array, ""] | Float[Array, " batch"],
-    sigma_next: float | Float[Array, ""] | Float[Array, " batch"],
-) -> tuple[Float[Array, "batch ..."], Float[Array, "*levels"]]:
+    x0: Float[Array, "b ..."],
+    x: Float[Array, "b ..."],
+    sigma: float | Float[Array, ""] | Float[Array, " b"],
+    sigma_next: float | Float[Array, ""] | Float[Array, " b"],
+) -> tuple[Float[Array, "b ..."], Float[Array, "*levels"]]:
     """Mean and log variance of ``q(x' | x, x0)``, where x is at noise level sigma and x' at sigma'.
 
     ``mean = x0 + (sigma'^2/sigma^2)(x - x0)``, ``variance = sigma'^2 (sigma^2 - sigma'^2)/sigma^2``.

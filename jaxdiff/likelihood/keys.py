@@ -9,7 +9,7 @@ from jaxdiff.typing import Keys, require
 __all__ = ["per_sample", "streams"]
 
 
-def per_sample(key: Keys | None, batch: int, user: str) -> Key[Array, " batch"]:
+def per_sample(key: Keys | None, batch: int, user: str) -> Key[Array, " b"]:
     """Return one key per sample; one key for all gives sample i ``fold_in(key, i)``.
 
     Args:
@@ -38,6 +38,6 @@ def per_sample(key: Keys | None, batch: int, user: str) -> Key[Array, " batch"]:
     return key
 
 
-def streams(keys: Key[Array, " batch"], index: Array | int) -> Key[Array, " batch"]:
+def streams(keys: Key[Array, " b"], index: Array | int) -> Key[Array, " b"]:
     """Fold ``index``, one number or one per key, into every key."""
     return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(index), keys.shape))

@@ -30,13 +30,13 @@ class LogLikelihood(NamedTuple):
         nfe: points at which the denoiser was evaluated for that example, shape (batch,), int32.
     """
 
-    log_prob: Float[Array, " batch"]
-    nfe: Int[Array, " batch"]
+    log_prob: Float[Array, " b"]
+    nfe: Int[Array, " b"]
 
 
 def log_likelihood(
     denoiser: Denoiser,
-    x: Float[Array, "batch ..."],
+    x: Float[Array, "b ..."],
     key: Keys | None = None,
     *,
     cond: Cond = None,
