@@ -92,22 +92,21 @@ def test_a_correlated_gaussian_has_its_density_with_either_trace():
     solve = partial(likelihood.log_likelihood, denoiser, sigma_min=0.02, data_mean=mean)
     found = jax.jit(partial(solve, divergence="exact", basis_chunk=3))(x).log_prob
     assert np.abs(np.asarray(found) - truth).max() / 4 < 1e-4
-    for divergence in ("rademacher", "gaussian"):
-        many = jax.jit(partial(solve, divergence=divergence, num_probes=16, rtol=1e-4, atol=1e-4))
-        one = np.asarray(many(jnp.repeat(x[:1], 200, 0), keys(200)).log_prob)
-        error = one.std(ddof=1) / math.sqrt(len(one))
-        assert abs(one.mean() - truth[0]) < 4 * error < 0.2, divergence
+    many = jax.jit(partial(solve, divergence="rademacher", num_probes=16, rtol=1e-4, atol=1e-4))
+    one = np.asarray(many(jnp.repeat(x[:1], 200, 0), keys(200)).log_prob)
+    error = one.std(ddof=1) / math.sqrt(len(one))
+    assert abs(one.mean() - truth[0]) < 4 * error < 0.2
 
 
-def test_rademacher_is_exact_where_the_jacobian_is_diagonal_and_gaussian_is_not():
+def test_rademacher_is_exact_where_the_jacobian_is_diagonal_and_gaussian_only_on_average():
     mean = np.array([[0.3, -0.2], [0.0, 0.1]])
     oracle = oracles.gaussian(mean, np.array([[0.2, 0.9], [0.4, 1.5]]))
     x = noised(oracle, 4)
     truth = oracle.log_density(x, 0.01)
     solve = partial(likelihood.log_likelihood, oracle.denoiser, sigma_min=0.01, data_mean=mean)
     assert np.abs(np.asarray(jax.jit(solve)(x, keys(4)).log_prob - truth)).max() / 4 < 1e-4
-    other = jax.jit(partial(solve, divergence="gaussian"))(x, keys(4)).log_prob
-    assert np.abs(np.asarray(other - truth)).max() > 0.05
+    many = jax.jit(partial(solve, divergence="gaussian"))(jnp.repeat(x[:1], 300, 0), keys(300)).log_prob
+    assert abs(many.mean() - truth[0]) < 4 * many.std() / math.sqrt(300) and many.std() > 0.1
 
 
 def test_an_example_does_not_depend_on_its_batch_and_levels_do_not_recompile():
@@ -234,7 +233,7 @@ def test_uniform_pixels_have_eight_bits(convention):
 
 @pytest.mark.parametrize("std", [0.05, 0.3, 4.0])
 def test_the_truncated_normal_is_the_one_it_says(std):
-    u, log_q = likelihood.truncated_normal_dequantiser(std)(jnp.zeros((5_000, 1), jnp.uint8), keys(5_000))
+    u, log_q = jax.jit(likelihood.truncated_normal_dequantiser(std))(jnp.zeros((5_000, 1), jnp.uint8), keys(5_000))
     u = np.asarray(u, np.float64)[:, 0]
     assert 0 <= u.min() and u.max() < 1
     grid = (np.arange(20_000) + 0.5) / 20_000
@@ -273,8 +272,9 @@ def test_bounds_on_pixels_of_a_known_density_in_their_order():
 def test_dequantisation_depends_on_each_key_alone():
     pixels = jnp.asarray(np.arange(12).reshape(4, 3), jnp.uint8)
     for dequantiser in (likelihood.uniform_dequantiser, likelihood.truncated_normal_dequantiser(0.4)):
-        whole, _ = likelihood.dequantise(pixels, keys(4), dequantiser=dequantiser)
-        part, _ = likelihood.dequantise(pixels[2:], keys(4)[2:], dequantiser=dequantiser)
+        spread = jax.jit(partial(likelihood.dequantise, dequantiser=dequantiser))
+        whole, _ = spread(pixels, keys(4))
+        part, _ = spread(pixels[2:], keys(4)[2:])
         np.testing.assert_allclose(part, whole[2:], atol=1e-7)
         assert len(np.unique(np.asarray(whole * 127.5 + 128 - pixels).round(4))) == 12
         np.testing.assert_array_equal(np.floor(np.asarray(whole, np.float64) * 127.5 + 128 + 1e-5), pixels)
