@@ -5,6 +5,7 @@ Each function takes a run from `jaxdiff.sampling.load_run` and returns plain num
 
 from jaxdiff.experiments.denoise import DenoiseStudy, study_denoising
 from jaxdiff.experiments.digits import score_digits
+from jaxdiff.experiments.likelihood import study_likelihood
 from jaxdiff.experiments.points import PointScore, score_points
 from jaxdiff.experiments.strips import denoising_pairs, losses_by_epoch, reverse_states
 from jaxdiff.experiments.variance_knob import KnobSetting, draw_with_knobs, knob_settings, study_knob
@@ -22,4 +23,5 @@ __all__ = [
     "score_points",
     "study_denoising",
     "study_knob",
+    "study_likelihood",
 ]
