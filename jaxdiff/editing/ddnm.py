@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from jaxdiff import samplers
 from jaxdiff.editing.inverse import residual_of
 from jaxdiff.editing.operators import LinearOperator
-from jaxdiff.editing.shared import Result, Scalar, Sigmas, call, check_grid, check_key
+from jaxdiff.editing.shared import Result, Scalar, Sigmas, as_array, call, check_grid, check_key
 from jaxdiff.typing import Cond, Denoiser, Keys
 
 __all__ = ["ddnm_plus"]
@@ -65,7 +65,7 @@ def ddnm_plus(
     if isinstance(noise_std, float | int) and not noise_std >= 0:
         raise ValueError(f"noise_std={noise_std} must not be negative: 0 gives ddnm.")
     key = check_key(key, x, "ddnm_plus")
-    grid = check_grid(sigmas)
+    grid = as_array(check_grid(sigmas))
     here, there = grid[:-1], grid[1:]
     keep = jnp.square(there / here)
     gain = (here - there) * (here + there) / jnp.square(here)

@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxdiff import grids, samplers
-from jaxdiff.editing.shared import Result, Scalar, Sigmas, call, check_grid, check_key, fold_in, positive
+from jaxdiff.editing.shared import Result, Scalar, Sigmas, as_array, call, check_grid, check_key, fold_in, positive
 from jaxdiff.typing import Cond, Denoiser, Keys, Sampler, expand_to
 
 __all__ = ["img2img", "interpolate", "invert", "invert_fixed_point", "sdedit", "slerp"]
@@ -57,8 +57,8 @@ def sdedit(
             raise ValueError(f"sigma={sigma} cannot be looked up in traced sigmas: cut them with grids.start_at.")
         grid = grids.start_at(grid, sigma)
     shape = x0.shape[1:] if key.ndim else x0.shape
-    noise = samplers.initial_noise(fold_in(key, NOISE), shape, grid[0], dtype=x0.dtype)
-    return sampler(denoiser, x0 + noise, grid, key, cond=cond)
+    noise = samplers.initial_noise(fold_in(key, NOISE), shape, jnp.asarray(grid[0]), dtype=x0.dtype)
+    return sampler(denoiser, x0 + noise, as_array(grid), key, cond=cond)
 
 
 def img2img(
@@ -94,7 +94,7 @@ def img2img(
     taken = math.floor(strength * n + 1e-9)
     if not 0 < strength <= 1 or taken < 1:
         raise ValueError(f"strength={strength} must lie in (0, 1] and leave at least one of the {n} steps.")
-    return sdedit(denoiser, x0, sigmas[n - taken :], key, sampler=sampler, cond=cond)
+    return sdedit(denoiser, x0, check_grid(sigmas)[n - taken :], key, sampler=sampler, cond=cond)
 
 
 def invert(
@@ -130,7 +130,7 @@ def invert(
 
     Reference: Song et al. 2021, section 4.3, arXiv:2010.02502.
     """
-    rising = positive(sigmas, ends_at_zero)[::-1]
+    rising = as_array(positive(sigmas, ends_at_zero)[::-1])
     if trajectory:
         return sampler(denoiser, x0, rising, cond=cond, trajectory=True)  # pyright: ignore[reportCallIssue]
     return sampler(denoiser, x0, rising, cond=cond)
@@ -173,7 +173,7 @@ def invert_fixed_point(
     """
     if iterations < 1:
         raise ValueError(f"iterations={iterations} must be at least 1.")
-    rising = positive(sigmas, ends_at_zero)[::-1].astype(x0.dtype)
+    rising = as_array(positive(sigmas, ends_at_zero)[::-1]).astype(x0.dtype)
     axes = tuple(range(1, x0.ndim))
 
     def step(low: Array, levels: tuple[Array, Array]) -> tuple[Array, None]:
@@ -274,7 +274,7 @@ def interpolate(
     """
     if first.shape != second.shape:
         raise ValueError(f"cannot interpolate between shapes {first.shape} and {second.shape}.")
-    grid = check_grid(sigmas)
+    grid = as_array(check_grid(sigmas))
     ends = [invert(denoiser, x, sigmas, sampler=sampler, cond=cond, ends_at_zero=ends_at_zero) for x in (first, second)]
     states = jax.vmap(lambda weight: slerp(ends[0], ends[1], weight))(jnp.asarray(weights, first.dtype))
     return jax.vmap(lambda x: sampler(denoiser, x, grid, cond=cond))(states)

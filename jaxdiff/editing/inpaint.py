@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdiff import samplers
-from jaxdiff.editing.shared import Mask, Result, Sigmas, check_grid, check_key, fold_in, known_part
+from jaxdiff.editing.shared import Mask, Result, Sigmas, as_array, check_grid, check_key, fold_in, known_part
 from jaxdiff.typing import Cond, Denoiser, Keys, Sampler
 
 __all__ = ["repaint", "repaint_schedule", "replacement"]
@@ -59,7 +59,7 @@ def replacement(
     Reference: Song et al. 2021, appendix I.2, arXiv:2011.13456.
     """
     key = check_key(key, x, "replacement")
-    grid = check_grid(sigmas)
+    grid = as_array(check_grid(sigmas))
     known, fixed = known_part(known, mask, x)
     walk = Walk(grid[:-1], grid[1:], None)
     step = partial(sampler, denoiser, cond=cond)
@@ -112,7 +112,7 @@ def repaint(
     Reference: Lugmayr et al. 2022, algorithm 1 and appendix, arXiv:2201.09865.
     """
     key = check_key(key, x, "repaint")
-    grid = check_grid(sigmas)
+    grid = as_array(check_grid(sigmas))
     order = repaint_schedule(grid.shape[0] - 1, jump_length=jump_length, resamplings=resamplings)
     down = np.flatnonzero(np.diff(order) > 0)
     left = np.concatenate([[0], order[down[:-1] + 1]])  # where the step before ended

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.editing.operators import LinearOperator
-from jaxdiff.editing.shared import Scalar, Sigmas, call, check_grid
+from jaxdiff.editing.shared import Scalar, Sigmas, as_array, call, check_grid
 from jaxdiff.typing import Cond, Denoiser, expand_to
 
 __all__ = ["ddnm", "dps", "dps_normalised", "moment_matching", "pigdm"]
@@ -106,7 +106,7 @@ def dps_normalised(
 
     Reference: Chung et al. 2023, algorithm 1, arXiv:2209.14687.
     """
-    grid = check_grid(sigmas)
+    grid = as_array(check_grid(sigmas))
 
     def guided(
         x: Float[Array, "b ..."], sigma: Float[Array, "*one_or_batch"], cond: Cond = None

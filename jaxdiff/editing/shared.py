@@ -10,7 +10,19 @@ from jaxtyping import Array, Float
 
 from jaxdiff.typing import Cond, Denoiser, Keys
 
-__all__ = ["Mask", "Result", "Scalar", "Sigmas", "call", "check_grid", "check_key", "fold_in", "known_part", "positive"]
+__all__ = [
+    "Mask",
+    "as_array",
+    "Result",
+    "Scalar",
+    "Sigmas",
+    "call",
+    "check_grid",
+    "check_key",
+    "fold_in",
+    "known_part",
+    "positive",
+]
 
 Scalar: TypeAlias = float | int | Float[Array, ""]
 """A real number: of Python, or a traced scalar whose value may change without a recompile."""
@@ -33,14 +45,14 @@ def call(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond) -> Array:
     return out.astype(x.dtype)
 
 
-def check_grid(sigmas: Array | np.ndarray) -> Array:
-    """Return ``sigmas`` as an array if it is one row of at least two levels that, where known, decrease to 0 or above.
+def check_grid(sigmas: Array | np.ndarray) -> Array | np.ndarray:
+    """Return ``sigmas`` if it is one row of at least two levels that, where known, decrease to 0 or above.
 
     Args:
         sigmas: shape (n + 1,).
 
     Returns:
-        The same numbers.
+        The same numbers: on the host where they are known, so that parts of them stay known under ``jit``.
 
     Raises:
         ValueError: for another shape, or known values that do not strictly decrease from above 0.
@@ -51,12 +63,17 @@ def check_grid(sigmas: Array | np.ndarray) -> Array:
         known = np.asarray(sigmas)
         if not (np.isfinite(known).all() and known[-1] >= 0 and (np.diff(known) < 0).all()):
             raise ValueError(f"sigmas must be finite and strictly decrease to 0 or above, got {known}.")
-        with jax.ensure_compile_time_eval():  # samplers look at values that are known
-            return jnp.asarray(known)
+        return known
     return sigmas
 
 
-def positive(sigmas: Array | np.ndarray, ends_at_zero: bool | None) -> Array:
+def as_array(grid: Array | np.ndarray) -> Array:
+    """A grid for a sampler: an array whose values are still known, if they were, under ``jit``."""
+    with jax.ensure_compile_time_eval():
+        return grid if isinstance(grid, Tracer) else jnp.asarray(grid)
+
+
+def positive(sigmas: Array | np.ndarray, ends_at_zero: bool | None) -> Array | np.ndarray:
     """The levels of a decreasing grid above 0.
 
     Args:
