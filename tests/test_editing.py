@@ -42,7 +42,7 @@ def test_sdedit_on_gaussian_data_has_the_law_of_its_closed_form(method):
 
 def test_img2img_takes_the_last_share_of_the_steps():
     x0, grid = jnp.ones((3, 2)), grids.karras(8)
-    for strength, start in ((1.0, 0), (0.75, 2), (0.7, 3), (0.125, 7)):
+    for strength, start in ((0.75, 2), (0.7, 3), (0.125, 7)):
         got = editing.img2img(bend, x0, grid, KEY, strength=strength, sampler=samplers.euler)
         wanted = editing.sdedit(bend, x0, grid, KEY, sigma=float(grid[start]), sampler=samplers.euler)
         np.testing.assert_allclose(got, wanted, rtol=1e-6)

@@ -17,6 +17,8 @@ ROOT = np.array([[1.0, 0, 0, 0], [0.6, 0.7, 0, 0], [-0.4, 0.3, 0.5, 0], [0.5, 0.
 COV = ROOT @ ROOT.T
 MATRIX = np.array([[1.0, 0.5, -0.5, 0.0], [0.0, 1.0, 0.5, -1.0]])
 MASK = np.array([True, False, True, False])
+X, Y, ONE = jnp.ones((3, 4)), jnp.ones((3, 2)), jnp.float32(1.0)
+OPERATOR = editing.from_matrix(MATRIX)
 
 
 def full(x, sigma, cond=None):
@@ -53,20 +55,21 @@ def dense(operator, shape):
 # Exact methods are exact, estimate by estimate.
 
 
-@pytest.mark.parametrize("noise_std", [0.0, 0.3])
 @pytest.mark.parametrize("name", ["matrix", "mask"])
-def test_moment_matching_is_the_posterior_denoiser_of_gaussian_data(name, noise_std):
+def test_moment_matching_is_the_posterior_denoiser_of_gaussian_data(name):
     with jax.enable_x64(True):
         operator = editing.from_matrix(MATRIX) if name == "matrix" else editing.masking(MASK)
         a = dense(operator, (4,))
         y = np.array([[0.4, -0.7], [2.0, 0.1], [-1.0, 0.3]]) @ (np.eye(2) if name == "matrix" else np.eye(4)[[0, 2]])
         x = np.random.default_rng(3).normal(size=(3, 4))
-        solve = lambda x, s: editing.moment_matching(full, operator, jnp.asarray(y), noise_std=noise_std)(x, s)  # noqa: E731
-        solve = jax.jit(solve)
-        for sigmas in (np.full(3, 0.05), np.array([0.3, 1.0, 20.0])):  # one sigma per sample
-            got = solve(jnp.asarray(x), jnp.asarray(sigmas))
-            wanted = [denoised(MEAN, COV, a, y[i], noise_std, x[i], sigmas[i]) for i in range(3)]
-            np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
+        solve = jax.jit(
+            lambda x, s, noise_std: editing.moment_matching(full, operator, jnp.asarray(y), noise_std=noise_std)(x, s)
+        )
+        for noise_std in (0.0, 0.3):
+            for sigmas in (np.full(3, 0.05), np.array([0.3, 1.0, 20.0])):  # one sigma per sample
+                got = solve(jnp.asarray(x), jnp.asarray(sigmas), noise_std)
+                wanted = [denoised(MEAN, COV, a, y[i], noise_std, x[i], sigmas[i]) for i in range(3)]
+                np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -75,18 +78,21 @@ def test_moment_matching_is_the_posterior_denoiser_of_gaussian_data(name, noise_
         editing.masking(np.arange(6).reshape(SHAPE) < 4),
         editing.blur(np.array([0.2, 0.5, 0.3]), SHAPE),
         editing.super_resolution(SHAPE, 3, axes=(0,)),
-        editing.colourisation(2),
     ],
-    ids=["masking", "blur", "super_resolution", "colourisation"],
+    ids=["masking", "blur", "super_resolution"],
 )
 def test_pigdm_and_moment_matching_agree_with_the_posterior_where_coordinates_are_alike(operator):
     data, a = gaussian(np.full(SHAPE, 0.3), 0.8), dense(operator, SHAPE)
     x0, x = jax.random.normal(KEY, (2, 2, *SHAPE))
     y = jax.vmap(operator.forward)(x0)
-    for noise_std in (0.0, 0.2):
+
+    @jax.jit
+    def both(x, sigma, noise_std):
         one = editing.pigdm(data.denoiser, operator, y, noise_std=noise_std, variance=0.64)
-        two = editing.moment_matching(data.denoiser, operator, y, noise_std=noise_std)
-        first, second = jax.jit(lambda x, s, one=one, two=two: (one(x, s), two(x, s)))(x, jnp.asarray([0.2, 3.0]))
+        return one(x, sigma), editing.moment_matching(data.denoiser, operator, y, noise_std=noise_std)(x, sigma)
+
+    for noise_std in (0.0, 0.2):
+        first, second = both(x, jnp.asarray([0.2, 3.0]), noise_std)
         for i, sigma in enumerate((0.2, 3.0)):
             flat = np.asarray(y[i], np.float64).ravel(), noise_std, np.asarray(x[i], np.float64).ravel(), sigma
             wanted = denoised(np.full(6, 0.3), 0.64 * np.eye(6), a, *flat).reshape(SHAPE)
@@ -98,7 +104,7 @@ def test_ddnm_without_noise_is_exact_where_coordinates_are_independent():
     std = np.array([0.5, 1.0, 0.7, 2.0])
     data, y = gaussian(MEAN, std), jnp.asarray([[0.4, 0.0, -0.7, 0.0]] * 2)
     x = jax.random.normal(KEY, (2, 4))
-    got = editing.ddnm(data.denoiser, editing.masking(MASK), y)(x, jnp.float32(0.6))
+    got = jax.jit(editing.ddnm(data.denoiser, editing.masking(MASK), y))(x, jnp.float32(0.6))
     for i in range(2):
         wanted = denoised(MEAN, np.diag(std**2), np.diag(1.0 * MASK), np.asarray(y[i]), 0.0, np.asarray(x[i]), 0.6)
         np.testing.assert_allclose(got[i], wanted, atol=1e-5)
@@ -172,16 +178,19 @@ def test_the_bias_of_dps_is_that_of_its_closed_form():
 
 def test_one_published_step_of_dps():
     operator, y = editing.from_matrix(MATRIX), jnp.asarray([[0.4, -0.7]])
-    sigmas, x, zeta = jnp.asarray([1.3, 0.8, 0.2]), jnp.asarray([[0.3, -1.0, 2.0, 0.5]]), 0.6
+    x, zeta, grid = jnp.asarray([[0.3, -1.0, 2.0, 0.5]]), 0.6, jnp.asarray([1.3, 0.8, 0.2])
+
+    @jax.jit
+    def both(sigmas):
+        sigma, (alpha, alpha_next) = sigmas[0], 1 / jnp.sqrt(1 + sigmas**2)
+        loss = lambda state: jnp.sum((y[0] - MATRIX @ full(state / alpha, sigma)[0]) ** 2)  # noqa: E731
+        plain = samplers.ddpm(full, x, sigmas, KEY) * alpha_next  # in the frame of the paper
+        value, slope = jax.value_and_grad(loss)(alpha * x)
+        guided = editing.dps_normalised(full, operator, y, grid, zeta=zeta)
+        return samplers.ddpm(guided, x, sigmas, KEY), (plain - zeta / jnp.sqrt(value) * slope) / alpha_next
+
     for i in range(2):
-        sigma, below = sigmas[i], sigmas[i + 1]
-        alpha, alpha_next = (1 / jnp.sqrt(1 + s**2) for s in (sigma, below))
-        loss = lambda state, s=sigma, a=alpha: jnp.sum((y[0] - MATRIX @ full(state / a, s)[0]) ** 2)  # noqa: E731
-        plain = samplers.ddpm(full, x, sigmas[i : i + 2], KEY) * alpha_next  # in the frame of the paper
-        size = zeta / jnp.sqrt(loss(alpha * x))
-        wanted = (plain - size * jax.grad(loss)(alpha * x)) / alpha_next
-        got = samplers.ddpm(editing.dps_normalised(full, operator, y, sigmas, zeta=zeta), x, sigmas[i : i + 2], KEY)
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(*both(grid[i : i + 2]), rtol=1e-4, atol=1e-5)
 
 
 # DDNM and measurements.
@@ -197,7 +206,7 @@ def test_ddnm_samples_meet_their_measurements_to_rounding(name):
     }[name]
     y = jax.vmap(operator.forward)(jax.random.normal(KEY, (3, 4, 4)))
     guided, grid = editing.ddnm(bend, operator, y), grids.karras(5)
-    got = jax.jit(lambda key: samplers.ddpm(guided, samplers.initial_noise(key, (3, 4, 4), grid[0]), grid, key))(KEY)
+    got = jax.jit(lambda x: samplers.euler(guided, x, grid))(80 * jax.random.normal(jax.random.key(2), (3, 4, 4)))
     np.testing.assert_allclose(jax.vmap(operator.forward)(got), y, atol=2e-5)
     assert float(jnp.std(got)) > 0.1
 
@@ -210,27 +219,23 @@ def test_ddnm_plus_keeps_the_noise_level_of_the_grid():
     y = (matrix @ x0)[None] + noise_std * eps
     sigmas = jnp.asarray([2.0, 1.0, 0.3, 0.1])
     x = x0[None] + sigmas[0] * jax.random.normal(jax.random.key(1), (batch, 3))
-    _, states = editing.ddnm_plus(
-        point_mass(x0), x, sigmas, KEY, operator=editing.from_matrix(matrix), y=y, noise_std=noise_std, trajectory=True
-    )
+    options = {"operator": editing.from_matrix(matrix), "noise_std": noise_std, "trajectory": True}
+    _, states = jax.jit(lambda x, y: editing.ddnm_plus(point_mass(x0), x, sigmas, KEY, y=y, **options))(x, y)
     for state, sigma in zip(states[:2], sigmas[:2], strict=True):  # one step: later ones meet the same y again
         np.testing.assert_allclose(jnp.std(state - x0[None], 0), np.full(3, sigma), rtol=0.01)
         np.testing.assert_allclose(jnp.mean(state, 0), x0, atol=0.03)
 
 
 def test_ddnm_plus_without_noise_is_ddnm_under_ddpm():
-    operator, grid = editing.from_matrix(MATRIX), grids.karras(6)
+    grid = grids.karras(6)
     y, x = jnp.ones((3, 2)), 80 * jax.random.normal(KEY, (3, 4))
     keys = jax.random.split(KEY, 3)
-    wanted = samplers.ddpm(editing.ddnm(full, operator, y), x, grid, keys)
-    got = editing.ddnm_plus(full, x, grid, keys, operator=operator, y=y, noise_std=0.0)
+    wanted = samplers.ddpm(editing.ddnm(full, OPERATOR, y), x, grid, keys)
+    got = editing.ddnm_plus(full, x, grid, keys, operator=OPERATOR, y=y, noise_std=0.0)
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 # Invariance, transformations, messages.
-
-X, Y, ONE = jnp.ones((3, 4)), jnp.ones((3, 2)), jnp.float32(1.0)
-OPERATOR = editing.from_matrix(MATRIX)
 
 
 def run_all(x, y, keys, noise_std, sigmas):

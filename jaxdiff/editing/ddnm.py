@@ -60,7 +60,7 @@ def ddnm_plus(
         ValueError: for a negative ``noise_std``, a missing key, sigmas that do not decrease, or measurements of
             another shape.
 
-    Reference: Wang et al. 2023, section 3.3, arXiv:2212.00490.
+    Reference: Wang et al. 2023, DDNM+, arXiv:2212.00490.
     """
     if isinstance(noise_std, float | int) and not noise_std >= 0:
         raise ValueError(f"noise_std={noise_std} must not be negative: 0 gives ddnm.")
@@ -77,14 +77,15 @@ def ddnm_plus(
         index, sigma, keep, std, brought = coefficient
 
         def trust(s2: Array) -> Array:
-            return jnp.minimum(1, jnp.sqrt(s2) * std / jnp.where(brought > 0, brought, 1)) * (brought > 0) + (
-                brought <= 0
-            )
+            """lambda: how much of the measured part is taken."""
+            share = jnp.sqrt(s2) * std / jnp.where(brought > 0, brought, 1)
+            return jnp.where(brought > 0, jnp.minimum(share, 1), 1)
 
         def less(s2: Array) -> Array:
             """1 - sqrt(phi)/std: what the measured directions need less of fresh noise."""
             share = brought * trust(s2) / jnp.sqrt(s2) / jnp.where(std > 0, std, 1)
-            return 1 - jnp.sqrt(jnp.maximum(1 - jnp.square(share), 0))
+            rest = 1 - jnp.square(share)
+            return 1 - jnp.where(rest > 0, jnp.sqrt(jnp.where(rest > 0, rest, 1)), 0)
 
         pred = call(denoiser, x, sigma, cond)
         pred = pred + jax.vmap(lambda r: operator.spread(trust, r))(residual_of(operator, y, pred))

@@ -222,10 +222,10 @@ def slerp(
     Raises:
         ValueError: for two different shapes.
 
-    >>> slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5).round(3).tolist()
-    [[0.7070000171661377, 0.7070000171661377]]
+    >>> [round(float(v), 3) for v in slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5)[0]]
+    [0.707, 0.707]
 
-    Reference: Shoemake 1985, doi:10.1145/325334.325242; Song et al. 2021, appendix D.5, arXiv:2010.02502.
+    Reference: Shoemake 1985, doi:10.1145/325334.325242; Song et al. 2021, section 5.3, arXiv:2010.02502.
     """
     if first.shape != second.shape:
         raise ValueError(f"cannot interpolate between shapes {first.shape} and {second.shape}.")

@@ -117,7 +117,8 @@ def repaint(
     down = np.flatnonzero(np.diff(order) > 0)
     left = np.concatenate([[0], order[down[:-1] + 1]])  # where the step before ended
     here, there = grid[order[down]], grid[order[down + 1]]
-    ups = jnp.sqrt(jnp.maximum((here - grid[left]) * (here + grid[left]), 0))
+    raised = order[down] < left  # by steps up; the square root of their variance only there, for its gradient
+    ups = jnp.where(raised, jnp.sqrt(jnp.where(raised, (here - grid[left]) * (here + grid[left]), 1)), 0)
     known, fixed = known_part(known, mask, x)
     step = partial(sampler, denoiser, cond=cond)
     return _walk(step, x, Walk(here, there, ups), key, (known, fixed), trajectory=trajectory, unroll=unroll)

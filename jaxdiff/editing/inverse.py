@@ -223,7 +223,8 @@ def moment_matching(
     each sample by itself, in a fixed number of iterations.
 
     What is approximated: x0 given x is Gaussian, and the derivative of C is left out. Exact for Gaussian data
-    with any covariance, once ``iterations`` reaches the number of different eigenvalues of ``A C A^T``.
+    with any covariance, once ``iterations`` reaches the number of different eigenvalues of ``A C A^T``. The Jacobian
+    of a trained network is symmetric only nearly; few iterations forgive that.
 
     Args:
         denoiser: (x, sigma, cond) -> x0, differentiable.
