@@ -4,32 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conditional import COND, CONDITIONAL, NULL, OTHER, SIGMA, UNCOND, X, calls, denoiser, log_prob, null_batch
 from oracles import gaussian
 
 from jaxdiff import grids, guidance, samplers
-
-NULL = {"label": jnp.int32(3), "context": jnp.zeros(2)}
-COND = {"label": jnp.asarray([0, 1, 2, 0, 1]), "context": jnp.arange(10.0).reshape(5, 2) / 7}
-TABLE = jnp.asarray([[0.3, -1.0], [1.7, 0.1], [-0.6, 0.9], [0.0, 0.0]])
-X = jax.random.normal(jax.random.key(0), (5, 2)) * 3
-SIGMA = jnp.float32(1.3)
-calls = []
-
-
-def denoiser(x, sigma, cond=None):
-    """A conditional model with rows that do not see each other; notes the batch of every call."""
-    assert cond is not None
-    calls.append(x.shape[0])
-    pull = TABLE[cond["label"]] + jnp.sin(cond["context"]) * 0.5
-    sigma = jnp.broadcast_to(sigma, x.shape[:1])[:, None]
-    return x / (1 + sigma**2) + jnp.tanh(pull * x + sigma) + pull
-
-
-def null_batch():
-    return {"label": jnp.full(5, 3), "context": jnp.zeros((5, 2))}
-
-
-UNCOND, CONDITIONAL = denoiser(X, SIGMA, null_batch()), denoiser(X, SIGMA, COND)
+from jaxdiff.schedules import RectifiedFlow
 
 
 @pytest.mark.parametrize("as_array", [False, True])
@@ -126,6 +105,27 @@ def test_power_cosine_grows_from_1_to_its_scale():
     assert got.shape == X.shape
 
 
+def test_schedules_of_the_scale_follow_their_formulas():
+    time = RectifiedFlow().time
+    for t in (1.0, 0.8, 0.5, 0.1, 0.0):
+        sigma = jnp.float32(t / (1 - t) if t < 1 else 1e7)
+        close = lambda got, wanted, sigma=sigma: float(got(sigma)) == pytest.approx(wanted, rel=1e-4)  # noqa: E731
+        assert close(guidance.linear_scale(4.0, time), 1 + 6 * (1 - t))
+        assert close(guidance.linear_scale(4.0, time, floor=2.5), max(2.5, 1 + 6 * (1 - t)))
+        assert close(guidance.cosine_scale(4.0, time), 1 + 3 * (1 + math.cos(math.pi * t)))
+        assert close(guidance.beta_scale(4.0, time, a=3.0, b=2.0), 1 + 3 * 12 * t**2 * (1 - t))
+
+
+@pytest.mark.parametrize("shape", [guidance.linear_scale, guidance.cosine_scale, guidance.beta_scale])
+def test_schedules_of_the_scale_have_it_as_their_mean(shape):
+    t = (jnp.arange(1000) + 0.5) / 1000
+    weights = shape(3.0, lambda sigma: sigma / (1 + sigma))(t / (1 - t))
+    assert float(jnp.mean(weights)) == pytest.approx(3.0, rel=1e-3)
+    per_sample = shape(jnp.asarray([1.0, 2.0, 3.0, 1.0, 0.0]), lambda sigma: sigma / (1 + sigma))
+    got = guidance.classifier_free(denoiser, per_sample, NULL)(X, SIGMA, COND)
+    np.testing.assert_array_equal(got[0], CONDITIONAL[0])
+
+
 def test_autoguidance_is_the_line_through_both_models():
     worse = lambda x, sigma, cond=None: denoiser(x, sigma, cond) * 0.9 + 0.1  # noqa: E731
     at = lambda w: guidance.autoguidance(denoiser, worse, jnp.float32(w))(X, SIGMA, COND)  # noqa: E731
@@ -165,14 +165,40 @@ def test_a_model_that_ignores_its_condition_is_found():
             lambda: guidance.classifier_free(denoiser, 2.0, NULL | {"context": jnp.zeros(3)})(X, SIGMA, COND),
             "batch",
         ),
+        (lambda: guidance.classifier_free(denoiser, 2.0, null_batch())(X, SIGMA, COND), "must be \\(batch, ...\\) and"),
         (lambda: guidance.classifier_free(denoiser, jnp.ones(4), NULL)(X, SIGMA, COND), "scale has shape"),
+        (lambda: guidance.negative(denoiser, 2.0, NULL)(X, SIGMA), "needs cond"),
+        (lambda: guidance.negative(denoiser, 2.0, {"label": 3})(X, SIGMA, COND), "negative_cond has"),
+        (
+            lambda: guidance.negative(denoiser, 2.0, NULL | {"label": jnp.arange(4)})(X, SIGMA, COND),
+            "value in negative_cond \\(4,\\)",
+        ),
         (lambda: guidance.cfg_rescale(denoiser, 2.0, NULL, phi=1.5), "phi=1.5"),
+        (lambda: guidance.adaptive_projected_guidance(denoiser, 2.0, NULL, eta=-0.1), "eta=-0.1"),
+        (lambda: guidance.adaptive_projected_guidance(denoiser, 2.0, NULL, norm_threshold=0.0), "norm_threshold=0.0"),
+        (lambda: guidance.cfg_zero_star(denoiser, 2.0, NULL, zero_above=0.0), "zero_above=0.0"),
+        (lambda: guidance.cfg_zero_star(denoiser, jnp.ones(4), NULL)(X, SIGMA, COND), "scale has shape"),
+        (
+            lambda: guidance.classifier_guidance(denoiser, lambda x, s, c: jnp.sum(x), 2.0)(X, SIGMA, COND),
+            "log_prob gave shape \\(\\)",
+        ),
+        (lambda: guidance.classifier_guidance(denoiser, log_prob, jnp.ones(4))(X, SIGMA, COND), "scale has shape"),
+        (lambda: guidance.composed(denoiser, [], [], NULL), "0 conditions"),
+        (lambda: guidance.composed(denoiser, [OTHER], [1.0, 2.0], NULL), "1 conditions with 2 weights"),
+        (lambda: guidance.composed(denoiser, [OTHER, {"label": 3}], [1.0, 2.0], NULL), r"conditions\[1\] has"),
+        (lambda: guidance.composed(denoiser, [OTHER], [2.0], NULL)(X, SIGMA, COND), "leave it out"),
+        (
+            lambda: guidance.composed(denoiser, [OTHER | {"label": jnp.zeros(4)}], [2.0], NULL)(X, SIGMA),
+            "condition 'label' has shape \\(4,\\)",
+        ),
         (lambda: guidance.interval(denoiser, denoiser, 2.0, 1.0), "empty"),
         (lambda: guidance.interval_scale(2.0, 1.0, 1.0), "empty"),
         (lambda: guidance.power_cosine_scale(2.0, lambda s: s, power=0.0), "power"),
+        (lambda: guidance.beta_scale(2.0, lambda s: s, a=0.5), "a=0.5"),
         (lambda: guidance.inpaint(denoiser, X, jnp.ones(3)), "mask has shape"),
     ],
 )
 def test_bad_values_are_named(run, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as caught:
         run()
+    assert "\n" not in str(caught.value)

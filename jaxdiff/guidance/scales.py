@@ -1,0 +1,190 @@
+"""Guidance scales: numbers, one per sample, or functions of the noise level."""
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxdiff.typing import expand_to
+
+__all__ = [
+    "Number",
+    "Scale",
+    "beta_scale",
+    "check_interval",
+    "cosine_scale",
+    "interval_scale",
+    "linear_scale",
+    "power_cosine_scale",
+    "weight_of",
+]
+
+Scale: TypeAlias = float | int | Array | Callable[[Array], Array]
+"""Guidance scale: a number (also traced), one per sample (batch,), or a function of sigma giving either."""
+
+Number: TypeAlias = float | int | Array
+"""A number (also traced), or one per sample (batch,)."""
+
+
+def weight_of(scale: Scale, sigma: Array, x: Array) -> Array:
+    """The scale as a number or one per sample, ready to multiply x.
+
+    Raises:
+        ValueError: for a shape other than () and (batch,).
+    """
+    weight = jnp.asarray(scale(sigma) if callable(scale) else scale, x.dtype)
+    if weight.shape not in ((), x.shape[:1]):
+        raise ValueError(f"scale has shape {weight.shape}: use a number, or one per sample {x.shape[:1]}.")
+    return expand_to(weight, x)
+
+
+def check_interval(lo: float, hi: float) -> None:
+    """Refuse an empty interval."""
+    if not lo < hi:
+        raise ValueError(f"the interval ({lo}, {hi}] is empty: lo must be below hi.")
+
+
+def interval_scale(scale: Scale, lo: float, hi: float) -> Callable[[Array], Array]:
+    """Guidance scale ``w`` where ``lo < sigma <= hi`` and 1, no guidance, elsewhere.
+
+    Args:
+        scale: w inside the interval.
+        lo: lower end, not included.
+        hi: upper end, included.
+
+    Returns:
+        A function of sigma for :func:`classifier_free`.
+
+    Raises:
+        ValueError: for an empty interval.
+
+    Reference: Kynkaanniemi et al. 2024, equation 5, arXiv:2404.07724.
+    """
+    check_interval(lo, hi)
+
+    def at(sigma: Array) -> Array:
+        inside = jnp.asarray((sigma > lo) & (sigma <= hi))
+        value = jnp.asarray(scale(sigma) if callable(scale) else scale, sigma.dtype)
+        return jnp.where(inside, value, jnp.ones_like(value))
+
+    return at
+
+
+def linear_scale(
+    scale: Number, time: Callable[[Array], Array], *, floor: Number | None = None
+) -> Callable[[Array], Array]:
+    """Guidance that grows linearly during sampling: ``w(t) = 1 + 2 (scale - 1) (1 - t)``.
+
+    Its mean over t in [0, 1] is ``scale``, so that it compares with the constant of that value; it ends, at
+    the data, with ``2 scale - 1``. With a ``floor`` c it is ``max(c, w(t))``, the paper's clamp-linear.
+
+    Args:
+        scale: mean of w over t.
+        time: from sigma to t in [0, 1], 1 being noise: ``schedule.time``.
+        floor: smallest w; None for no bound.
+
+    Returns:
+        A function of sigma for every guidance that takes a scale.
+
+    >>> from jaxdiff.schedules import RectifiedFlow
+    >>> weight = linear_scale(4.0, RectifiedFlow().time)
+    >>> [float(weight(jnp.float32(sigma))) for sigma in (0.0, 1.0)]
+    [7.0, 4.0]
+
+    Reference: Wang et al. 2024 (their weight is the excess w - 1), arXiv:2404.13040.
+    """
+    return _grown(scale, time, lambda progress: 2 * progress, floor)
+
+
+def cosine_scale(
+    scale: Number, time: Callable[[Array], Array], *, floor: Number | None = None
+) -> Callable[[Array], Array]:
+    """Guidance that grows along a half cosine: ``w(t) = 1 + (scale - 1) (1 + cos(pi t))``.
+
+    Its mean over t in [0, 1] is ``scale``; it is 1 at t = 1, noise, and ``2 scale - 1`` at t = 0, data.
+
+    Args:
+        scale: mean of w over t.
+        time: from sigma to t in [0, 1], 1 being noise: ``schedule.time``.
+        floor: smallest w, ``max(floor, w(t))``; None for no bound.
+
+    Returns:
+        A function of sigma for every guidance that takes a scale.
+
+    >>> from jaxdiff.schedules import RectifiedFlow
+    >>> weight = cosine_scale(4.0, RectifiedFlow().time)
+    >>> float(weight(jnp.float32(0.0)))
+    7.0
+
+    Reference: Wang et al. 2024 (their weight is the excess w - 1), arXiv:2404.13040.
+    """
+    return _grown(scale, time, lambda progress: 1 - jnp.cos(math.pi * progress), floor)
+
+
+def power_cosine_scale(scale: Number, time: Callable[[Array], Array], power: float = 4.0) -> Callable[[Array], Array]:
+    """Guidance that grows during sampling: ``w(t) = 1 + (scale - 1) (1 - cos(pi (1 - t)^power)) / 2``.
+
+    Args:
+        scale: w at t = 0, the data; at t = 1 it is 1.
+        time: from sigma to t in [0, 1], 1 being noise: ``schedule.time``.
+        power: positive; larger values keep guidance off for longer.
+
+    Returns:
+        A function of sigma for :func:`classifier_free`.
+
+    Raises:
+        ValueError: for a power that is not positive.
+
+    Reference: Gao et al. 2023, MDT, arXiv:2303.14389; Hatamizadeh et al. 2024, DiffiT, arXiv:2312.02139.
+    """
+    if not power > 0:
+        raise ValueError(f"power={power} must be positive: 4 is the published value.")
+    return _grown(scale, time, lambda progress: 0.5 * (1 - jnp.cos(math.pi * progress**power)), None)
+
+
+def beta_scale(
+    scale: Number, time: Callable[[Array], Array], *, a: float = 2.0, b: float = 2.0
+) -> Callable[[Array], Array]:
+    """Guidance in the middle of sampling: ``w(t) = 1 + (scale - 1) t^(a-1) (1-t)^(b-1) / B(a, b)``.
+
+    The density of a Beta(a, b) distribution: its mean over t in [0, 1] is 1, so that of w is ``scale``, and
+    with a, b > 1 there is no guidance at either end. (The paper also divides by a power of the norm of the
+    guidance; :func:`adaptive_projected_guidance` bounds that norm.)
+
+    Args:
+        scale: mean of w over t.
+        time: from sigma to t in [0, 1], 1 being noise: ``schedule.time``.
+        a: at least 1; larger values move guidance towards the noise.
+        b: at least 1; larger values move guidance towards the data.
+
+    Returns:
+        A function of sigma for every guidance that takes a scale.
+
+    Raises:
+        ValueError: for ``a`` or ``b`` below 1, where the density has no bound.
+
+    >>> from jaxdiff.schedules import RectifiedFlow
+    >>> weight = beta_scale(3.0, RectifiedFlow().time)
+    >>> [round(float(weight(jnp.float32(sigma))), 4) for sigma in (0.0, 1.0)]
+    [1.0, 4.0]
+
+    Reference: Malarz et al. 2025, beta-CFG, arXiv:2502.10574.
+    """
+    if not (a >= 1 and b >= 1):
+        raise ValueError(f"a={a} and b={b} must be at least 1: 2 and 2 give a symmetric hump.")
+    top = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b))
+    return _grown(scale, time, lambda progress: top * (1 - progress) ** (a - 1) * progress ** (b - 1), None)
+
+
+def _grown(
+    scale: Number, time: Callable[[Array], Array], shape: Callable[[Array], Array], floor: Number | None
+) -> Callable[[Array], Array]:
+    """``w = 1 + (scale - 1) shape(1 - t)``, not below ``floor``."""
+
+    def at(sigma: Array) -> Array:
+        weight = 1 + (scale - 1) * shape(jnp.clip(1 - time(sigma), 0, 1))
+        return weight if floor is None else jnp.maximum(weight, floor)
+
+    return at
