@@ -68,6 +68,10 @@ def point_mass(x0):
     return lambda x, sigma, cond=None: jnp.broadcast_to(jnp.asarray(x0, x.dtype)[None], x.shape)
 
 
+# Most of a test is compiling: without optimisation that takes half the time.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 SHAPE = (3, 2)
 KEY = jax.random.key(7)
 
@@ -120,6 +124,15 @@ def restart_calls(n, to_zero):
 def restart_steps(n):
     """Steps of restart with its default: once from three quarters of the grid to its half."""
     return n + (max(3 * n // 4, n // 2 + 1) - n // 2 if n > 2 else 0)
+
+
+def quick(run, **options):
+    """``run`` as one program that compiles fast, its sigmas known to it as when they are not traced."""
+
+    def compiled(denoiser, x, sigmas, key=None, **more):
+        return quick_jit(lambda x, key: run(denoiser, x, sigmas, key, **options, **more))(x, key)
+
+    return compiled
 
 
 two, multi = stages(2), {"single_step": False}

@@ -8,7 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracles import KEY, METHODS, SHAPE, STOCHASTIC, bend, gaussian, mixture, point_mass, shrink, start
+from oracles import (
+    KEY,
+    METHODS,
+    SHAPE,
+    STOCHASTIC,
+    bend,
+    gaussian,
+    mixture,
+    point_mass,
+    quick,
+    quick_jit,
+    shrink,
+    start,
+)
 
 from jaxdiff import grids, samplers
 
@@ -37,7 +50,7 @@ def equations(jaxpr):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_perfect_denoiser_gets_its_data_back(name, n):
     x0 = np.linspace(-1, 1, 6, dtype=np.float32).reshape(SHAPE)
-    got = METHODS[name].run(point_mass(x0), start(80.0), grids.karras(n), KEY)
+    got = quick(METHODS[name].run)(point_mass(x0), start(80.0), grids.karras(n), KEY)
     np.testing.assert_allclose(got, np.broadcast_to(x0, got.shape), atol=METHODS[name].tolerance)
 
 
@@ -50,7 +63,7 @@ def test_the_result_at_zero_is_the_last_estimate(name):
         jax.debug.callback(lambda *pair: seen.append(pair), out, sigma)
         return out
 
-    got = METHODS[name].run(denoiser, start(80.0, shape=(2,)), grids.karras(4), KEY)
+    got = quick(METHODS[name].run)(denoiser, start(80.0, shape=(2,)), grids.karras(4), KEY)
     jax.effects_barrier()
     lowest = min(seen, key=lambda pair: float(pair[1]))
     assert float(lowest[1]) > 0  # never asked at 0
@@ -68,7 +81,7 @@ def test_the_denoiser_is_called_as_often_as_documented(name, to_zero):
         return shrink(x, sigma)
 
     grid = grids.karras(5) if to_zero else grids.karras(6)[:-1]
-    METHODS[name].run(denoiser, start(80.0), grid, KEY)
+    quick(METHODS[name].run)(denoiser, start(80.0), grid, KEY)
     jax.effects_barrier()
     assert len(calls) == METHODS[name].calls(5, to_zero)
 
@@ -106,11 +119,11 @@ def test_heun_under_jit_is_right_on_any_grid_and_saves_a_call_on_a_promise():
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.single_step])
 def test_two_halves_of_a_grid_are_one_run(name):
     method, grid, x = METHODS[name], grids.karras(8), start(80.0, shape=(2,))
-    half = method.half or method.run
+    half, run = quick(method.half or method.run), quick(method.run)
     later = {"first_step": 4} if name in STOCHASTIC else {}
     middle = half(bend, x, grid[:5], KEY)
     got = half(bend, middle, grid[4:], KEY, **later)
-    wanted = method.run(bend, x, grid, KEY)
+    wanted = run(bend, x, grid, KEY)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
     assert float(jnp.max(jnp.abs(middle - wanted))) > 0.1
 
@@ -118,16 +131,16 @@ def test_two_halves_of_a_grid_are_one_run(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_trajectories_hold_every_state(name):
     x, grid = start(80.0, shape=(2,)), grids.karras(5)
-    alone = METHODS[name].run(bend, x, grid, KEY)
-    last, states = METHODS[name].run(bend, x, grid, KEY, trajectory=True)
+    run = quick(METHODS[name].run)
+    alone = run(bend, x, grid, KEY)
+    last, states = run(bend, x, grid, KEY, trajectory=True)
     assert states.shape == (METHODS[name].states(5), *x.shape)
     np.testing.assert_array_equal(states[0], x)
     np.testing.assert_array_equal(states[-1], last)
     np.testing.assert_allclose(last, alone, rtol=1e-6, atol=1e-6)
     if METHODS[name].single_step:
-        half = METHODS[name].half or METHODS[name].run
-        if half is METHODS[name].run:
-            middle = METHODS[name].run(bend, x, grid[:3], KEY)
+        if METHODS[name].half is None:
+            middle = run(bend, x, grid[:3], KEY)
             np.testing.assert_allclose(states[2], middle, rtol=1e-5, atol=1e-5)
 
 
@@ -167,7 +180,7 @@ def test_a_thousand_steps_compile_as_fast_as_ten(name):
 def test_new_values_do_not_recompile_and_jit_changes_nothing(name):
     traces = []
 
-    @jax.jit
+    @quick_jit
     def run(x, sigmas, key, scale):
         def denoiser(x, sigma):
             traces.append(1)
@@ -190,12 +203,12 @@ def test_vmap_and_grad_go_through(name, x64):
     run, grid = METHODS[name].run, jnp.asarray([10.0, 3.0, 0.5, 0.0])
     x = jnp.asarray([[9.0, -14.0], [3.0, 0.5]])
     keys, scaled = jax.random.split(KEY, 2), jnp.stack([x, 2 * x])
-    one = jax.jit(lambda x, k: run(bend, x, grid, k))
-    mapped = jax.jit(jax.vmap(lambda x, k: run(bend, x, grid, k)))(scaled, keys)
+    one = quick_jit(lambda x, k: run(bend, x, grid, k))
+    mapped = quick_jit(jax.vmap(lambda x, k: run(bend, x, grid, k)))(scaled, keys)
     each = jnp.stack([one(x, k) for x, k in zip(scaled, keys, strict=True)])
     np.testing.assert_allclose(mapped, each, rtol=1e-12)
 
-    @jax.jit
+    @quick_jit
     @partial(jax.value_and_grad, argnums=(0, 1))
     def total(scale, sigmas):
         return jnp.sum(run(lambda x, s: scale * bend(x, s), x, sigmas, KEY) ** 2)

@@ -16,7 +16,7 @@ from jaxdiff.samplers.loop import (
     scan_steps,
 )
 from jaxdiff.samplers.noise import as_noise, is_zero
-from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, expand_to
+from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
 __all__ = ["consistency", "euler_maruyama", "predictor_corrector", "reverse_diffusion"]
 
@@ -127,9 +127,11 @@ def predictor_corrector(
 ) -> Result:
     """Predictor-corrector sampling: Langevin steps at each noise level, then one of :func:`reverse_diffusion`.
 
-    Langevin: ``x <- x + e score + sqrt(2 e) z`` with ``e = 2 (snr |z| / |score|)^2``, norms over one sample: the
-    published ones are means over the batch, which would make samples depend on each other. A step to sigma' = 0
-    gives the last estimate. (corrections + 1) n calls of the denoiser and draws of noise.
+    Langevin: ``x <- x + e score + sqrt(2 e) z`` with ``e = 2 (snr sigma)^2``. That is the published rule
+    ``2 (snr |z|/|score|)^2`` with both norms at their size for noised data, sqrt(d) and sqrt(d)/sigma. The published
+    ones are means over the batch, which make samples depend on each other; those of one sample alone make steps
+    without bound where the score vanishes. A step to sigma' = 0 gives the last estimate. (corrections + 1) n calls of
+    the denoiser and draws of noise.
 
     Args:
         denoiser: (x, sigma, cond) -> x0.
@@ -160,18 +162,12 @@ def predictor_corrector(
     index = (jnp.arange(grid.num_steps) + first_step) * (corrections + 1)
     rows = cast((grid.here, grid.there, (grid.there / grid.here) ** 2, std), x)
 
-    def size(value: Array) -> Array:
-        return expand_to(jnp.sum(value**2, tuple(range(1, value.ndim))), value)
-
     def step(x: Array, row: tuple[Array, tuple[Array, ...]]) -> tuple[Array, Array]:
         index, (here, there, keep, std) = row
+        gain = 2 * (snr * here) ** 2
         for j in range(corrections):
             score = (estimate(denoiser, x, here, cond) - x) / here**2
-            noise = source(index + j, here, here, x)
-            strength = size(score)
-            e = 2 * jnp.asarray(snr, x.dtype) ** 2 * size(noise) / jnp.where(strength > 0, strength, 1)
-            e = jnp.where(strength > 0, e, 0)
-            x = x + e * score + jnp.sqrt(2 * e) * noise
+            x = x + gain * score + jnp.sqrt(2 * gain) * source(index + j, here, here, x)
         pred = estimate(denoiser, x, here, cond)
         x = pred + keep * (x - pred) + std * source(index + corrections, here, there, x)
         return x, x
