@@ -35,6 +35,12 @@ class Arguments:
     """Steps of the sampler; default by the recipe."""
     grid: GridName | None = None
     """Noise levels of the steps; default by the recipe."""
+    eta: float | None = None
+    """Noise of samplers that take it: 0 is deterministic, 1 the reverse SDE; default by the recipe."""
+    order: int | None = None
+    """Order of samplers that have several; default by the recipe."""
+    brownian: bool = False
+    """Draw the noise along one Brownian path: more steps then refine the same image."""
     seed: int = 0
     """Sample i depends on this and i alone."""
     out: pathlib.Path | None = None
@@ -55,8 +61,9 @@ class Arguments:
 
 def updated(config: Config, args: Arguments) -> Config:
     """The configuration with what the command line overrides."""
-    names = ("num", "guidance", "sampler", "steps", "grid", "batch_size")
+    names = ("num", "guidance", "sampler", "steps", "grid", "eta", "order", "batch_size")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given |= {"brownian": True} if args.brownian else {}
     section: SampleConfig = dataclasses.replace(config.sample, **given)
     precision = args.matmul_precision or config.runtime.matmul_precision
     runtime = dataclasses.replace(config.runtime, matmul_precision=precision)

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from jaxdiff import (
         data,
         denoisers,
+        editing,
         ema,
         grids,
         guidance,
+        likelihood,
         losses,
         metrics,
         networks,
@@ -27,21 +29,25 @@ if TYPE_CHECKING:
         typing,
         viz,
     )
+    from jaxdiff.convenience import sample
 
 __version__ = "0.1.0"
 
 __all__ = [
     "data",
     "denoisers",
+    "editing",
     "ema",
     "grids",
     "guidance",
+    "likelihood",
     "losses",
     "metrics",
     "networks",
     "noise_levels",
     "outputs",
     "parameterizations",
+    "sample",
     "samplers",
     "schedules",
     "training",
@@ -51,6 +57,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sample":
+        return importlib.import_module("jaxdiff.convenience").sample
     if name in __all__:
         return importlib.import_module(f"jaxdiff.{name}")
     raise AttributeError(f"module 'jaxdiff' has no attribute {name!r}")

@@ -139,6 +139,10 @@ def _settings(run: TrainedRun, request: Request) -> dict[str, Any]:
         "steps": section.steps,
         "grid": section.grid,
         "guidance": section.guidance,
+        "options": {
+            name: getattr(section, name)
+            for name in ("eta", "order", "s_noise", "s_churn", "variance", "variance_knob", "shift", "brownian")
+        },
         "labels": None if request.labels is None else request.labels.tolist(),
     }
 

@@ -126,7 +126,7 @@ class Sampler(Protocol):
         denoiser: Denoiser,
         x: Float[Array, "batch ..."],
         sigmas: Float[Array, " n"],
-        key: Keys | None = None,
+        key: Keys | NoiseSource | None = None,
         *,
         cond: Cond = None,
     ) -> Array:

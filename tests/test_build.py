@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import build, data
+from jaxdiff import build, data, samplers
 from jaxdiff import config as C
+from jaxdiff.build.samplers import GRIDS, SAMPLERS
 from jaxdiff.config import sections
 
 BASE = C.Config(
@@ -71,9 +72,13 @@ def test_every_noise_level_law_trains(kind):
     assert np.isfinite(loss_value(config))
 
 
-@pytest.mark.parametrize("sampler", typing.get_args(sections.SamplerName))
-@pytest.mark.parametrize("grid", typing.get_args(sections.GridName))
-def test_every_sampler_draws_on_every_grid(sampler, grid):
+SAMPLER_NAMES, GRID_NAMES = typing.get_args(sections.SamplerName), typing.get_args(sections.GridName)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "grid"), [(s, "karras") for s in SAMPLER_NAMES] + [("euler", g) for g in GRID_NAMES]
+)
+def test_every_sampler_draws_and_on_every_grid(sampler, grid):
     config = with_section("sample", sampler=sampler, grid=grid)
     built = build.model(config, SPEC)
     sigmas = build.grid(config)
@@ -82,6 +87,46 @@ def test_every_sampler_draws_on_every_grid(sampler, grid):
     draw = build.draw(config, built, guided=False)
     out = jax.eval_shape(draw, build.param_shapes(built), keys, sigmas, None, jnp.float32(1))
     assert out.shape == (2, 2)
+
+
+def test_the_names_of_the_configuration_are_those_that_can_be_built():
+    assert set(SAMPLER_NAMES) == set(SAMPLERS)
+    assert set(GRID_NAMES) == {*GRIDS, "uniform_time"}
+    left_out = {"brownian", "initial_noise", "step_noise", "variance_knob", "restart_between", "er_sde_5"}
+    functions = {name for name in samplers.__all__ if name.islower()} - left_out
+    assert functions == set(SAMPLERS)  # no public sampler without a name
+
+
+def test_sampler_options_reach_the_sampler_or_are_refused():
+    def built(**options):
+        return build.sampler(C.SampleConfig(**options))
+
+    assert built(sampler="seeds", eta=0.5, order=3).keywords == {"eta": 0.5, "order": 3, "ends_at_zero": True}
+    assert built(sampler="heun", eta=0.0).keywords == {"ends_at_zero": True}  # 0 means the same to all
+    with pytest.raises(ValueError, match="eta=0.5 does not apply to sampler 'heun': it takes no options"):
+        built(sampler="heun", eta=0.5)
+    with pytest.raises(ValueError, match="order=2 does not apply to sampler 'ddim': it takes eta"):
+        built(sampler="ddim", order=2)
+    flow = build.grid(with_section("sample", grid="flow", shift=3.0))
+    assert float(flow[1]) > float(build.grid(with_section("sample", grid="flow"))[1])
+
+
+def test_noise_along_a_path_is_drawn_and_refused_where_there_is_none():
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def shape(sampler):
+        config = with_section("sample", sampler=sampler, brownian=True)
+        model = build.model(config, SPEC)
+        draw = build.draw(config, model, guided=False)
+        args = (build.param_shapes(model), keys, build.grid(config), None, jnp.float32(1))
+        return jax.eval_shape(draw, *args).shape
+
+    assert shape("dpmpp_2m_sde") == (2, 2)
+    with pytest.raises(ValueError, match="cannot follow a path"):
+        shape("stochastic_heun")
+    config = with_section("sample", sampler="dpm_adaptive")
+    with pytest.raises(ValueError, match="keeps no states"):
+        build.draw(config, build.model(config, SPEC), guided=False, trajectory=True)
 
 
 @pytest.mark.parametrize(

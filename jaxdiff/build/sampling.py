@@ -1,6 +1,5 @@
 """Sampler and grid from their names, and the function that draws a batch."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,50 +11,43 @@ from jaxdiff import config as C
 from jaxdiff import denoisers, grids, guidance, samplers
 from jaxdiff.build.model import Model
 from jaxdiff.build.parts import schedule
-from jaxdiff.typing import Cond, Denoiser, Params, Sampler
+from jaxdiff.build.samplers import SAMPLERS, make_grid, make_sampler
+from jaxdiff.typing import Cond, Denoiser, Params, Sampler, require
 
 __all__ = ["draw", "grid", "labels_to_cond", "sampler"]
 
 
 def sampler(config: C.SampleConfig) -> Sampler:
-    """Build the sampler with the options of the configuration."""
-    match config.sampler:
-        case "euler":
-            return samplers.euler
-        case "heun":
-            return functools.partial(samplers.heun, ends_at_zero=True)
-        case "stochastic_heun":
-            return functools.partial(samplers.stochastic_heun, s_churn=config.s_churn, ends_at_zero=True)
-        case "dpmpp_2m":
-            return samplers.dpmpp_2m
-        case "ddim":
-            return functools.partial(samplers.ddim, eta=config.eta)
-        case "playground":
-            return samplers.playground
-        case "ddpm":
-            knob = samplers.variance_knob(config.variance_knob, config.steps)
-            return functools.partial(samplers.ddpm, variance=config.variance, noise_scale=knob)
+    """Build the sampler with the options of the configuration.
+
+    Raises:
+        ValueError: for an option that was changed and that the sampler does not take.
+    """
+    name = config.sampler
+    options: dict[str, Any] = {"order": config.order, "s_noise": config.s_noise, "eta": config.eta or None}
+    if "eta" in SAMPLERS[name][2]:
+        options["eta"] = config.eta
+    if name == "stochastic_heun":
+        options["s_churn"] = config.s_churn
+    if name == "ddpm":
+        options["variance"] = config.variance
+        options["noise_scale"] = samplers.variance_knob(config.variance_knob, config.steps)
+    return make_sampler(name, options)
 
 
 def grid(config: C.Config) -> jax.Array:
     """Noise levels of the sampler: ``sample.steps`` + 1 of them, the last one 0."""
     section = config.sample
-    ends = {"sigma_min": section.sigma_min, "sigma_max": section.sigma_max}
     match section.grid:
-        case "karras":
-            return grids.karras(section.steps, **ends)
-        case "exponential":
-            return grids.exponential(section.steps, **ends)
-        case "polyexponential":
-            return grids.polyexponential(section.steps, **ends)
-        case "vp":
-            return grids.vp(section.steps)
+        case "karras" | "exponential" | "polyexponential":
+            options: dict[str, float] = {"sigma_min": section.sigma_min, "sigma_max": section.sigma_max}
         case "flow":
-            return grids.flow(section.steps)
-        case "playground":
-            return grids.playground(section.steps)
+            options = {"shift": section.shift}
         case "uniform_time":
             return grids.uniform_time(schedule(config.schedule), section.steps)
+        case _:
+            options = {}
+    return make_grid(section.grid, section.steps, options)
 
 
 def labels_to_cond(built: Model, labels: np.ndarray | None, count: int) -> Cond:
@@ -88,7 +80,11 @@ def draw(config: C.Config, built: Model, *, guided: bool, trajectory: bool = Fal
     Returns:
         ``draw(params, keys, sigmas, cond, scale) -> x``: keys (batch,), sigmas (n + 1,), scale a scalar.
     """
-    run = sampler(config.sample)
+    run, levels = sampler(config.sample), np.asarray(grid(config))
+    require(
+        not (trajectory and config.sample.sampler == "dpm_adaptive"),
+        "dpm_adaptive chooses its own noise levels and keeps no states: draw the trajectory with another sampler",
+    )
 
     def denoiser_of(params: Params, scale: jax.Array) -> Denoiser:
         denoiser = denoisers.make_denoiser(built.network, params, built.parameterization)
@@ -99,6 +95,7 @@ def draw(config: C.Config, built: Model, *, guided: bool, trajectory: bool = Fal
     def function(params: Params, keys: jax.Array, sigmas: jax.Array, cond: Cond, scale: jax.Array) -> Any:
         x = _initial(config.loss.noise, keys, built.spec.shape, sigmas[0])
         options = {"trajectory": True} if trajectory else {}
-        return run(denoiser_of(params, scale), x, sigmas, keys, cond=cond, **options)
+        noise = samplers.brownian(keys, float(levels[-2]), float(levels[0])) if config.sample.brownian else keys
+        return run(denoiser_of(params, scale), x, sigmas, noise, cond=cond, **options)
 
     return function

@@ -7,7 +7,43 @@ from jaxdiff.config.networks import DDPMUNetConfig, NetworkConfig
 from jaxdiff.typing import require
 
 DataKind = Literal["digits", "npz", "folder", "csv", "audio", "tfds", "toy2d", "vectors"]
-SamplerName = Literal["ddpm", "ddim", "euler", "heun", "stochastic_heun", "dpmpp_2m", "playground"]
+SamplerName = Literal[
+    "ddpm",
+    "ddim",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "stochastic_heun",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "rk4",
+    "rk45",
+    "lms",
+    "ipndm",
+    "pndm",
+    "deis",
+    "dpm_solver",
+    "dpm_fast",
+    "dpm_adaptive",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "seeds",
+    "unipc",
+    "sa_solver",
+    "er_sde",
+    "restart",
+    "euler_maruyama",
+    "reverse_diffusion",
+    "predictor_corrector",
+    "consistency",
+    "flow_euler",
+    "flow_heun",
+    "playground",
+]
 GridName = Literal["karras", "exponential", "polyexponential", "vp", "uniform_time", "flow", "playground"]
 
 
@@ -199,8 +235,16 @@ class SampleConfig:
     """0 is unconditional, 1 conditional, larger values push towards the condition."""
     clip: bool = False
     """Clip each estimate of an image to [-1, 1]."""
-    eta: float = 0.0
-    """Noise of ddim: 0 is deterministic, 1 is DDPM."""
+    shift: float = 1.0
+    """Shift of the flow grid towards noise; larger for larger images."""
+    eta: float | None = None
+    """Noise of the samplers that take it: 0 is deterministic, 1 the reverse SDE; None is the sampler's own default."""
+    order: int | None = None
+    """Order of the samplers that have several; None is the sampler's own default."""
+    s_noise: float | None = None
+    """Factor of the noise of stochastic samplers; None is the sampler's own default."""
+    brownian: bool = False
+    """Draw the noise along one Brownian path for each sample: more steps then refine the same image."""
     variance: Literal["lower", "upper"] = "lower"
     """Posterior variance of ddpm."""
     variance_knob: Literal["constant", "exponential", "sigmoid"] = "constant"
