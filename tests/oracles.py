@@ -130,6 +130,8 @@ def quick(run, **options):
     """``run`` as one program that compiles fast, its sigmas known to it as when they are not traced."""
 
     def compiled(denoiser, x, sigmas, key=None, **more):
+        if callable(key):
+            return quick_jit(lambda x: run(denoiser, x, sigmas, key, **options, **more))(x)
         return quick_jit(lambda x, key: run(denoiser, x, sigmas, key, **options, **more))(x, key)
 
     return compiled
