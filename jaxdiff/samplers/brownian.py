@@ -6,15 +6,15 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdiff.samplers.noise import check_key
+from jaxdiff.samplers.noise import check_key, normal
 from jaxdiff.typing import Keys
 
 __all__ = ["BrownianPath", "brownian"]
 
-LEFT, RIGHT, ROOT = 0, 1, 2  # folded into keys while descending the tree
+UPPER, LOWER, NODE = 0, 1, 2  # folded into the keys of the tree: two ways down, and the value at a node
+TOP, BOTTOM, TREE = 2**31 - 4, 2**31 - 3, 2**31 - 2  # into the key of the sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,49 +50,40 @@ class BrownianPath:
         check_key(self.keys, x, "brownian")
         # from S = sigma^eta B, which is of order 1 at every level
         low = jnp.maximum(sigma_next, jnp.asarray(math.exp(self.bottom), x.dtype))  # a step to 0 draws no noise
-        shape = x.shape if self.keys.ndim == 0 else x.shape[1:]
+        here, there = (self._scaled(jnp.log(level), x) for level in (sigma, low))
+        # tau' - tau, in units of tau'
+        left = -jnp.expm1(2 * self.eta * jnp.log(jnp.minimum(low / sigma, 1)))
+        return (there - (low / sigma) ** self.eta * here) / jnp.sqrt(jnp.where(left > 0, left, 1))
 
-        def one(key: Array) -> Array:
-            here, there = (self._scaled(key, jnp.log(level), shape, x.dtype) for level in (sigma, low))
-            decay = (low / sigma) ** self.eta
-            # tau' - tau, in units of tau'
-            left = -jnp.expm1(2 * self.eta * jnp.log(jnp.minimum(low / sigma, 1)))
-            return (there - decay * here) / jnp.sqrt(jnp.where(left > 0, left, 1))
-
-        return one(self.keys) if self.keys.ndim == 0 else jax.vmap(one)(self.keys)
-
-    def _scaled(self, key: Array, level: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    def _scaled(self, level: Array, x: Array) -> Array:
         """``S(u) = exp(eta u) B(exp(-2 eta u))`` at u = log sigma: an Ornstein-Uhlenbeck process of variance 1.
 
         Descends the tree over [bottom, top] by bisection; between the last two nodes the conditional mean.
         """
-        bottom, top = jnp.asarray(self.bottom, dtype), jnp.asarray(self.top, dtype)
-        root, ends = jax.random.fold_in(key, ROOT), (top, bottom)
-        first = jax.random.normal(jax.random.fold_in(root, LEFT), shape, dtype)  # S(top), variance 1
+        shape = x.shape[self.keys.ndim :]
+        bottom, top = jnp.asarray(self.bottom, x.dtype), jnp.asarray(self.top, x.dtype)
+        first = normal(self.keys, TOP, shape, x.dtype)  # S(top), variance 1
         decay, spread = self._step(top - bottom)
-        last = decay * first + spread * jax.random.normal(jax.random.fold_in(root, RIGHT), shape, dtype)
+        last = decay * first + spread * normal(self.keys, BOTTOM, shape, x.dtype)
 
         def halve(_: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-            key, high, low, above, below = state
+            keys, high, low, above, below = state
             middle = (high + low) / 2
             mean, spread = self._between(high - middle, middle - low, above, below)
-            value = mean + spread * jax.random.normal(key, shape, dtype)
+            value = mean + spread * normal(keys, NODE, shape, x.dtype)
             upper = level >= middle
-            key = jax.random.fold_in(key, jnp.where(upper, LEFT, RIGHT))
             return (
-                key,
+                _fold(keys, jnp.where(upper, UPPER, LOWER)),
                 jnp.where(upper, high, middle),
                 jnp.where(upper, middle, low),
                 jnp.where(upper, above, value),
                 jnp.where(upper, value, below),
             )
 
-        state = (jax.random.fold_in(key, ROOT + 1), *ends, first, last)
+        state = (_fold(self.keys, TREE), top, bottom, first, last)
         _, high, low, above, below = jax.lax.fori_loop(0, self.depth, halve, state)
-        mean, _ = self._between(
-            jnp.clip(high - level, 0, high - low), jnp.clip(level - low, 0, high - low), above, below
-        )
-        return mean
+        up, down = jnp.clip(high - level, 0, high - low), jnp.clip(level - low, 0, high - low)
+        return self._between(up, down, above, below)[0]
 
     def _step(self, gap: Array) -> tuple[Array, Array]:
         """Correlation of S over ``gap`` in log sigma, and the deviation of what is new."""
@@ -103,6 +94,10 @@ class BrownianPath:
         whole = jnp.sinh(self.eta * (up + down))
         first, second = jnp.sinh(self.eta * down), jnp.sinh(self.eta * up)
         return (first * above + second * below) / whole, jnp.sqrt(2 * first * second / whole)
+
+
+def _fold(keys: Array, data: Array | int) -> Array:
+    return jax.random.fold_in(keys, data) if keys.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def brownian(

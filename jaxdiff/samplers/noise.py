@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxdiff.samplers.loop import Scalar
 from jaxdiff.typing import Keys, NoiseSource
 
-__all__ = ["as_noise", "check_key", "initial_noise", "is_zero", "step_noise"]
+__all__ = ["as_noise", "check_key", "initial_noise", "is_zero", "normal", "step_noise"]
 
 INITIAL = 2**31 - 1  # folded into the key of the initial noise; steps fold in 0, 1, 2, ...
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -41,7 +41,7 @@ def initial_noise(
         ValueError: for keys that are not typed, or a batch of keys of another kind than threefry.
     """
     _check_kind(keys)
-    return jnp.asarray(sigma_max, dtype) * _normal(keys, INITIAL, tuple(shape), jnp.dtype(dtype))
+    return jnp.asarray(sigma_max, dtype) * normal(keys, INITIAL, tuple(shape), jnp.dtype(dtype))
 
 
 def step_noise(key: Keys, step: Array | int, x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
@@ -55,7 +55,7 @@ def step_noise(key: Keys, step: Array | int, x: Float[Array, "b ..."]) -> Float[
     Returns:
         Noise like ``x``.
     """
-    return _normal(key, step, x.shape if key.ndim == 0 else x.shape[1:], x.dtype)
+    return normal(key, step, x.shape if key.ndim == 0 else x.shape[1:], x.dtype)
 
 
 def as_noise(key: Keys | NoiseSource | None, x: Array, method: str, *, again: bool = False) -> NoiseSource:
@@ -122,7 +122,7 @@ def _check_kind(key: Keys) -> None:
 
 
 @partial(jax.jit, static_argnums=(2, 3), inline=True)
-def _normal(keys: Keys, index: Array | int, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+def normal(keys: Keys, index: Array | int, shape: tuple[int, ...], dtype: np.dtype) -> Array:
     """Draw ``normal(fold_in(key, index), shape)`` for every key: shape ``keys.shape + shape``."""
 
     def one(key: Array) -> Array:
@@ -156,9 +156,7 @@ def _threefry(words: Array, size: int) -> Array:
             b = a ^ ((b << np.uint32(rotation)) | (b >> np.uint32(32 - rotation)))
         a = a + schedule[(group + 1) % 3]
         b = b + schedule[(group + 2) % 3] + np.uint32(group + 1)
-    # A reduction over windows of one changes nothing, but keeps XLA from fusing the rounds with what follows:
-    # the fused kernel is not vectorised and takes eight times as long.
-    return lax.reduce_window(a ^ b, np.uint32(0), lax.bitwise_or, (1, 1), (1, 1), "VALID")
+    return _apart(a ^ b)
 
 
 def _bits_to_normal(bits: Array) -> Array:
@@ -166,4 +164,15 @@ def _bits_to_normal(bits: Array) -> Array:
     one_to_two = lax.bitcast_convert_type((bits >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32)
     low = np.nextafter(np.float32(-1), np.float32(0))
     uniform = jnp.maximum(low, (one_to_two - np.float32(1)) * (np.float32(1) - low) + low)
-    return np.float32(np.sqrt(2)) * lax.erf_inv(uniform)
+    normal = np.float32(np.sqrt(2)) * lax.erf_inv(uniform)
+    return lax.bitcast_convert_type(_apart(lax.bitcast_convert_type(normal, jnp.uint32)), jnp.float32)
+
+
+def _apart(bits: Array) -> Array:
+    """The same bits, behind a wall that keeps XLA:CPU from fusing what made them with what uses them.
+
+    A reduction over windows of one changes nothing. The rounds of threefry fused with the map to normals, or two
+    such maps with each other, give kernels that are not vectorised and take eight times as long.
+    """
+    ones = (1,) * bits.ndim
+    return lax.reduce_window(bits, np.uint32(0), lax.bitwise_or, ones, ones, "VALID")
