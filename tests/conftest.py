@@ -19,3 +19,10 @@ def forget_compiled_programs():
     """Thousands of compiled programs would otherwise fill the memory and slow the collector of garbage."""
     yield
     jax.clear_caches()
+
+
+def pytest_generate_tests(metafunc):
+    """Give the tests of ``network_suite`` the cases of the file that imports it."""
+    if "case" in metafunc.fixturenames and hasattr(metafunc.module, "CASES"):
+        cases = metafunc.module.CASES
+        metafunc.parametrize("case", list(cases.values()), ids=list(cases))

@@ -5,12 +5,36 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxdiff.networks.initializers import constant, glorot_uniform
 from jaxdiff.networks.layers import GroupNorm, Linear
 
-__all__ = ["LinearAttention", "SelfAttention", "TokenAttention"]
+__all__ = ["LinearAttention", "SelfAttention", "TokenAttention", "attend"]
+
+
+def attend(
+    q: Float[Array, "batch queries heads d"],
+    k: Float[Array, "batch tokens heads d"],
+    v: Float[Array, "batch tokens heads d"],
+    *,
+    bias: Float[Array, "#batch #heads queries tokens"] | None = None,
+    mask: Bool[Array, "#batch #heads #queries tokens"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "batch queries heads d"]:
+    """``softmax(scale Q K^T + bias) V`` for each head: the one place where softmax attention is computed.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        bias: added to the scores.
+        mask: False where a query may not look.
+        scale: None for 1 / sqrt(d).
+    """
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (q.shape[0], *bias.shape[1:])).astype(q.dtype)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
 
 
 class TokenAttention(nn.Module):
@@ -38,7 +62,7 @@ class TokenAttention(nn.Module):
         zeros = constant(0.0)
         qkv = Linear(3 * width, kernel_init=joint, bias_init=zeros, dtype=self.dtype, name="qkv")(x)
         q, k, v = einops.rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.heads)
-        mixed = einops.rearrange(jax.nn.dot_product_attention(q, k, v), "b n h d -> b n (h d)")
+        mixed = einops.rearrange(attend(q, k, v), "b n h d -> b n (h d)")
         return Linear(width, bias_init=zeros, dtype=self.dtype, name="out")(mixed)
 
 
@@ -61,7 +85,7 @@ class SelfAttention(nn.Module):
         """Mix the pixels of each row of ``x``."""
         qkv = Linear(3 * self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name="qkv")(x)
         q, k, v = einops.rearrange(qkv, "b h w (three n d) -> three b (h w) n d", three=3, n=self.heads)
-        mixed = jax.nn.dot_product_attention(q, k, v)
+        mixed = attend(q, k, v)
         mixed = einops.rearrange(mixed, "b (h w) n d -> b h w (n d)", h=x.shape[1])
         return Linear(x.shape[-1], dtype=self.dtype, name="out")(mixed)
 

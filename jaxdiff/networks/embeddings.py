@@ -15,22 +15,28 @@ from jaxdiff.typing import Cond
 __all__ = [
     "LabelEmbedding",
     "NoiseEmbedding",
+    "grid_positions",
     "labels_or_null",
     "positional_encoding",
     "sinusoidal_embedding",
 ]
 
 
-def _frequencies(dim: int, max_period: float) -> np.ndarray:
-    """Angular frequencies from 1 down to 1/max_period, in a geometric progression; (dim/2,) float64."""
+def _frequencies(dim: int, max_period: float, endpoint: bool = True) -> np.ndarray:
+    """Angular frequencies from 1 down to 1/max_period (or one step short of it), geometric; (dim/2,) float64."""
     if dim < 2 or dim % 2:
         raise ValueError(f"a sinusoidal embedding needs an even number of dimensions, at least 2; got {dim}")
     half = dim // 2
-    return np.exp(-math.log(max_period) * np.arange(half) / max(half - 1, 1))
+    return np.exp(-math.log(max_period) * np.arange(half) / max(half - endpoint, 1))
 
 
 def sinusoidal_embedding(
-    values: Float[Array, " batch"], dim: int, *, max_period: float = 10_000.0
+    values: Float[Array, " batch"],
+    dim: int,
+    *,
+    max_period: float = 10_000.0,
+    endpoint: bool = True,
+    cosine_first: bool = False,
 ) -> Float[Array, "batch {dim}"]:
     """Embed real numbers as ``concat(sin(w_k v), cos(w_k v))``, ``w_k = max_period^(-k / (dim/2 - 1))``.
 
@@ -42,6 +48,9 @@ def sinusoidal_embedding(
         values: any real numbers; negative ones are fine. Computed in float32.
         dim: even number of dimensions.
         max_period: ratio of the longest to the shortest period.
+        endpoint: whether the lowest frequency is 1/max_period; otherwise ``w_k = max_period^(-k / (dim/2))``, as in
+            ADM and DiT.
+        cosine_first: ``concat(cos, sin)``, as in ADM and DiT.
 
     Returns:
         (batch, dim) float32 in [-1, 1].
@@ -51,9 +60,10 @@ def sinusoidal_embedding(
 
     Reference: Vaswani et al. 2017, section 3.5, arXiv:1706.03762.
     """
-    frequencies = jnp.asarray(_frequencies(dim, max_period), jnp.float32)
+    frequencies = jnp.asarray(_frequencies(dim, max_period, endpoint), jnp.float32)
     angles = values.astype(jnp.float32)[:, None] * frequencies[None]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=-1)
 
 
 def positional_encoding(length: int, dim: int, *, max_period: float = 10_000.0) -> Float[Array, "{length} {dim}"]:
@@ -74,6 +84,32 @@ def positional_encoding(length: int, dim: int, *, max_period: float = 10_000.0) 
     """
     angles = np.arange(length)[:, None] * _frequencies(dim, max_period)[None]
     return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), jnp.float32)
+
+
+def grid_positions(height: int, width: int, dim: int) -> Float[Array, "tokens {dim}"]:
+    """Fixed sine-cosine encoding of the cells of a grid, row by row: column in the first half, row in the second.
+
+    Each half is ``concat(sin(w_k p), cos(w_k p))`` with ``w_k = 10000^(-k / (dim/4))``.
+
+    Args:
+        height: rows of the grid.
+        width: columns of the grid.
+        dim: multiple of 4.
+
+    Returns:
+        (height * width, dim) float32 in [-1, 1], computed in float64.
+
+    Raises:
+        ValueError: if ``dim`` is no multiple of 4.
+
+    Reference: Peebles and Xie 2022, section 3.2, arXiv:2212.09748.
+    """
+    if dim < 4 or dim % 4:
+        raise ValueError(f"the encoding of a grid needs a multiple of 4 dimensions, got {dim}")
+    frequencies = _frequencies(dim // 2, 10_000.0, endpoint=False)
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies[None] for axis in (columns, rows)]
+    return jnp.asarray(np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1), jnp.float32)
 
 
 def labels_or_null(cond: Cond, batch: int, num_classes: int) -> Int[Array, " {batch}"]:

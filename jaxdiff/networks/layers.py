@@ -21,9 +21,11 @@ __all__ = [
     "GroupNorm",
     "LayerNorm",
     "Linear",
+    "RMSNorm",
     "TransposedConv",
     "check_channels",
     "check_divisible",
+    "convolve",
     "depth_to_space",
     "max_pool",
     "space_to_depth",
@@ -127,10 +129,14 @@ class Linear(nn.Module):
 
 
 class Conv(nn.Module):
-    """3x3 convolution (or any odd ``size``), stride 1, zero padding that keeps height and width.
+    """Convolution over one or two spatial axes, channels last; by default 3 wide with zeros around.
 
     Equation: ``y = conv(x, W) + b``; with ``standardized`` every output channel uses ``(W - mean(W)) /
     sqrt(var(W) + 1e-5)``.
+
+    Fields: ``features`` outputs; ``size`` of the kernel along every axis; ``stride``; ``padding`` before and after
+    every axis, None for (size - 1) / 2 on both sides; ``use_bias``; ``kernel_init`` and ``bias_init`` (default
+    U(+-1/sqrt(fan_in))); ``standardized``; compute ``dtype``.
 
     Reference: Qiao et al. 2019, Micro-batch training with batch-channel normalization and weight
     standardization, arXiv:1903.10520.
@@ -138,26 +144,57 @@ class Conv(nn.Module):
 
     features: int
     size: int = 3
+    stride: int = 1
+    padding: tuple[int, int] | None = None
+    use_bias: bool = True
     standardized: bool = False
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w inputs"]) -> Float[Array, "b h w outputs"]:
-        """Convolve; (b, h, w, inputs) -> (b, h, w, features)."""
-        init = fan_in_uniform(self.size**2 * x.shape[-1])
-        kernel = declare(self, "kernel", init, (self.size, self.size, x.shape[-1], self.features))
-        bias = declare(self, "bias", init, (self.features,))
+    def __call__(self, x: Float[Array, "b *space inputs"]) -> Float[Array, "b *out_space outputs"]:
+        """Convolve; (b, h, w, inputs) -> (b, h / stride, w / stride, features), or one axis less."""
+        axes = x.ndim - 2
+        init = fan_in_uniform(self.size**axes * x.shape[-1])
+        shape = (*(self.size,) * axes, x.shape[-1], self.features)
+        kernel = declare(self, "kernel", self.kernel_init or init, shape)
         if self.standardized:
-            mean = kernel.mean((0, 1, 2), keepdims=True)
-            kernel = (kernel - mean) * jax.lax.rsqrt(kernel.var((0, 1, 2), keepdims=True) + 1e-5)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(1, 1),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return y + _channelwise(bias.astype(self.dtype), 4)
+            moments = tuple(range(axes + 1))
+            mean = kernel.mean(moments, keepdims=True)
+            kernel = (kernel - mean) * jax.lax.rsqrt(kernel.var(moments, keepdims=True) + 1e-5)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=self.padding)
+        if not self.use_bias:
+            return y
+        bias = declare(self, "bias", self.bias_init or init, (self.features,))
+        return y + _channelwise(bias.astype(self.dtype), y.ndim)
+
+
+def convolve(
+    x: Float[Array, "b *space inputs"],
+    kernel: Float[Array, "..."],
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] | None = None,
+) -> Float[Array, "b *out_space outputs"]:
+    """Convolve ``x`` with ``kernel`` of shape (*sizes, inputs, outputs) over its one or two spatial axes.
+
+    Args:
+        x: channels last.
+        kernel: in the type of ``x``.
+        stride: along every axis.
+        padding: zeros before and after every axis; None keeps height and width when ``stride`` is 1.
+    """
+    axes = x.ndim - 2
+    space = "HW"[2 - axes :]
+    half = (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride,) * axes,
+        padding=[padding or (half, half)] * axes,
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+    )
 
 
 class TransposedConv(nn.Module):
@@ -252,4 +289,25 @@ class LayerNorm(nn.Module):
             gamma = declare(self, "scale", constant(1.0), (x.shape[-1],))
             beta = declare(self, "bias", constant(0.0), (x.shape[-1],))
             y = y * _channelwise(gamma, x.ndim) + _channelwise(beta, x.ndim)
+        return y.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Divide the last axis by its root mean square.
+
+    Equation: ``y = x / sqrt(mean(x^2) + epsilon) * gamma``; ``affine=False`` leaves gamma out.
+
+    Reference: Zhang and Sennrich 2019, Root mean square layer normalization, arXiv:1910.07467.
+    """
+
+    affine: bool = True
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        """Normalise ``x``; statistics in float32, result in the type of ``x``."""
+        values = x.astype(jnp.float32)
+        y = values * jax.lax.rsqrt(jnp.square(values).mean(-1, keepdims=True) + self.epsilon)
+        if self.affine:
+            y = y * _channelwise(declare(self, "scale", constant(1.0), (x.shape[-1],)), x.ndim)
         return y.astype(x.dtype)

@@ -1,0 +1,112 @@
+"""Many equal blocks: one by one or in one compiled loop, with or without recomputation in the backward pass."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from jaxdiff.typing import Params
+
+__all__ = ["run_block", "run_blocks", "stack_blocks", "unstack_blocks"]
+
+
+def run_block(block: nn.Module, *args: Any, train: bool, remat: bool = False) -> Any:
+    """Call ``block(*args, train=train)``, recomputing its insides in the backward pass when ``remat``.
+
+    Args:
+        block: a module that belongs to the caller.
+        args: arrays or None.
+        train: passed on.
+        remat: keep only the inputs for the backward pass. Names and values of parameters do not change.
+    """
+
+    def call(module: nn.Module, *inputs: Any) -> Any:
+        return module(*inputs, train=train)  # pyright: ignore[reportCallIssue]
+
+    # Common subexpressions may not be shared: that would undo the recomputation outside a loop.
+    return nn.remat(call)(block, *args) if remat else call(block, *args)
+
+
+def run_blocks(
+    make: Callable[[str], nn.Module],
+    depth: int,
+    h: Array,
+    *shared: Any,
+    train: bool,
+    scan: bool = False,
+    remat: bool = False,
+    name: str = "block",
+) -> Array:
+    """Apply ``depth`` equal blocks ``h = block(h, *shared, train=train)``.
+
+    Without ``scan`` the parameters of block i are under ``{name}{i}``; with it one loop body is compiled for all of
+    them and their parameters are stacked along a first axis under ``{name}s``: ``stack_blocks`` and
+    ``unstack_blocks`` go from one to the other.
+
+    Args:
+        make: name -> block; called inside the compact method of the owner, so that the block belongs to it.
+        depth: number of blocks.
+        h: what the blocks transform.
+        shared: the other inputs, the same for every block: arrays, trees of arrays or None.
+        train: passed on.
+        scan: loop over the depth: the compile time does not grow with it. Every layer draws its own dropout.
+        remat: keep only the inputs of the blocks for the backward pass.
+        name: of the blocks.
+    """
+    if not scan:
+        for i in range(depth):
+            h = run_block(make(f"{name}{i}"), h, *shared, train=train, remat=remat)
+        return h
+
+    def body(block: nn.Module, carry: Array, inputs: Any) -> tuple[Array, None]:
+        return run_block(block, carry, *inputs, train=train, remat=remat), None
+
+    loop = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        variable_broadcast="initializers",
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=depth,
+    )
+    return loop(make(f"{name}s"), h, shared)[0]
+
+
+def stack_blocks(params: Params, name: str = "block") -> Params:
+    """From the parameters of separate blocks, ``{name}0``, ``{name}1``, ..., to those of the loop, ``{name}s``.
+
+    Args:
+        params: parameters of the module that owns the blocks.
+        name: of the blocks.
+
+    Returns:
+        The same tree with the blocks replaced.
+
+    Raises:
+        ValueError: there are no such blocks.
+    """
+    pattern = re.compile(re.escape(name) + r"(\d+)")
+    numbers = sorted(int(match[1]) for key in params if (match := pattern.fullmatch(key)))
+    if not numbers:
+        raise ValueError(f"no parameters of blocks {name}0, {name}1, ...; there are {sorted(params)}")
+    blocks = [params[f"{name}{i}"] for i in numbers]
+    rest = {key: value for key, value in params.items() if not pattern.fullmatch(key)}
+    return rest | {f"{name}s": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+
+
+def unstack_blocks(params: Params, name: str = "block") -> Params:
+    """Inverse of ``stack_blocks``.
+
+    Raises:
+        ValueError: there are no stacked blocks of that name.
+    """
+    if f"{name}s" not in params:
+        raise ValueError(f"no parameters of stacked blocks {name}s; there are {sorted(params)}")
+    stacked = params[f"{name}s"]
+    depth = jax.tree.leaves(stacked)[0].shape[0]
+    rest = {key: value for key, value in params.items() if key != f"{name}s"}
+    return rest | {f"{name}{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)}
