@@ -70,7 +70,7 @@ def run_blocks(
         variable_axes={"params": 0},
         variable_broadcast="initializers",
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] (declared as int, documented as either)
         length=depth,
     )
     return loop(make(f"{name}s"), h, shared)[0]
