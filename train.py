@@ -22,10 +22,9 @@ from jaxdiff.compilation import compile_step, compiler_options
 from jaxdiff.config import Config, from_dict, to_dict, to_json
 from jaxdiff.networks import count_params
 from jaxdiff.previews import write_preview
+from jaxdiff.stopping import ExitCode, StopSignal
 from jaxdiff.training import (
     DivergedError,
-    ExitCode,
-    StopSignal,
     TrainState,
     init_state,
     make_train_step,
@@ -127,18 +126,20 @@ def prepare(args: Arguments) -> Run:
     model = build.model(config, source.spec)
     loss = build.loss(config, model)
     tx, rate = build.optimizer(config)
+    average, tracks = build.averages(config)
     batch = sharding.shard_batch(loader.batch(0), mesh)
 
     def first() -> TrainState:
         key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
-        return init_state(build.init_params(model, key), tx, loss=loss, batch=batch)
+        return init_state(build.init_params(model, key), tx, loss=loss, batch=batch, tracks=list(tracks))
 
     shapes = jax.eval_shape(first)
     placement = sharding.state_sharding(shapes, mesh)
     step = make_train_step(
         loss,
         tx,
-        ema_decay=config.optim.ema,
+        ema_decay=average,
+        tracks=tracks,
         state_sharding=placement,
         compiler_options=compiler_options("conv" if build.conv_network(config.network) else "dense"),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+import jax.numpy as jnp
 import optax
 
 __all__ = ["LearningRate", "make_optimizer"]
@@ -16,7 +17,8 @@ def make_optimizer(
     peak_lr: float,
     total_steps: int | None = None,
     warmup_steps: int = 0,
-    schedule: Literal["constant", "cosine", "linear"] = "constant",
+    schedule: Literal["constant", "cosine", "linear", "inverse_sqrt"] = "constant",
+    decay_start: int | None = None,
     end_lr: float = 0.0,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -28,13 +30,15 @@ def make_optimizer(
     """Adam, or AdamW when ``weight_decay > 0``, with warm-up, decay, clipping and accumulation.
 
     With n updates done the rate is ``peak_lr * (n + 1) / warmup_steps`` up to ``peak_lr``, so no update is
-    wasted on a rate of 0, and then stays, or falls to ``end_lr`` at ``total_steps``.
+    wasted on a rate of 0, and then stays, or falls to ``end_lr`` at ``total_steps``; "inverse_sqrt" is
+    ``peak_lr / sqrt(max(n / decay_start, 1))`` times the warm-up.
 
     Args:
         peak_lr: learning rate after the warm-up, > 0.
         total_steps: updates (not batches) until ``end_lr``; needed for "cosine" and "linear".
         warmup_steps: updates until ``peak_lr``, >= 0.
-        schedule: "constant", "cosine" or "linear".
+        schedule: "constant", "cosine", "linear" or "inverse_sqrt".
+        decay_start: updates after which "inverse_sqrt" begins to fall, >= 1.
         end_lr: rate at ``total_steps``.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
@@ -49,7 +53,8 @@ def make_optimizer(
     Raises:
         ValueError: a value out of range or ``total_steps`` missing.
 
-    Reference: Kingma and Ba 2015, arXiv:1412.6980; Loshchilov and Hutter 2019, arXiv:1711.05101.
+    Reference: Kingma and Ba 2015, arXiv:1412.6980; Loshchilov and Hutter 2019, arXiv:1711.05101; the inverse root:
+    Karras et al. 2023, arXiv:2312.02696.
     """
     for name, value, holds, rule in (
         ("peak_lr", peak_lr, peak_lr > 0, "> 0"),
@@ -63,7 +68,10 @@ def make_optimizer(
     ):
         if not holds:
             raise ValueError(f"{name} must be {rule}; got {value}.")
-    rate = _learning_rate(peak_lr, total_steps, warmup_steps, schedule, end_lr)
+    if schedule == "inverse_sqrt":
+        rate = _inverse_sqrt(peak_lr, warmup_steps, decay_start)
+    else:
+        rate = _learning_rate(peak_lr, total_steps, warmup_steps, schedule, end_lr)
     parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     if weight_decay > 0:
         parts.append(optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay))
@@ -88,8 +96,19 @@ def _learning_rate(peak: float, total: int | None, warmup: int, schedule: str, e
     elif schedule == "linear":
         tail = optax.schedules.linear_schedule(peak, end, total - warmup)
     else:
-        raise ValueError(f"schedule must be 'constant', 'cosine' or 'linear'; got {schedule!r}.")
+        raise ValueError(f"schedule must be 'constant', 'cosine', 'linear' or 'inverse_sqrt'; got {schedule!r}.")
     if warmup < 2:
         return tail
     head = optax.schedules.linear_schedule(peak / warmup, peak, warmup - 1)
     return optax.schedules.join_schedules([head, tail], [warmup])
+
+
+def _inverse_sqrt(peak: float, warmup: int, start: int | None) -> LearningRate:
+    if start is None or start < 1:
+        raise ValueError(f"The inverse_sqrt schedule needs decay_start >= 1; got {start}.")
+
+    def rate(n: Any) -> Any:
+        fall = peak / jnp.sqrt(jnp.maximum(n / start, 1.0))
+        return fall * jnp.minimum((n + 1) / max(warmup, 1), 1.0)
+
+    return rate

@@ -1,16 +1,11 @@
-"""The training step as one jitted pure function, its state, the optimizer, and how a run ends.
+"""The training step as one jitted pure function, its state, and the numbers it logs.
 
 The state holds arrays only, the running sums of the metrics included, so that a run that is killed and
 resumed logs the same numbers as one that was not.
 """
 
-import enum
 import math
-import os
-import signal
-import threading
-from collections.abc import Callable, Mapping
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -21,12 +16,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff import ema
 from jaxdiff.optimizers import make_optimizer
-from jaxdiff.typing import Loss, Mean, Metrics, Params
+from jaxdiff.typing import Loss, Mean, MemoryLoss, Metrics, Params
 
 __all__ = [
     "DivergedError",
-    "ExitCode",
-    "StopSignal",
     "TrainState",
     "init_state",
     "make_optimizer",
@@ -38,21 +31,6 @@ __all__ = [
 ]
 
 Batch: TypeAlias = Mapping[str, Any]
-
-
-class ExitCode(enum.IntEnum):
-    """How a command ended. Any other error ends with Python's own 1; a second signal n with 128 + n."""
-
-    DONE = 0
-    """All steps done and the last checkpoint committed."""
-    USAGE = 2
-    """The arguments, the config or the data are wrong; nothing was trained."""
-    DIVERGED = 4
-    """Too many steps in a row without a finite loss and gradient; the last good checkpoint is kept."""
-    SAVE_FAILED = 5
-    """A checkpoint could not be written."""
-    STOPPED = 75
-    """Stopped by SIGTERM or SIGINT after saving: run the same command again (EX_TEMPFAIL)."""
 
 
 class DivergedError(RuntimeError):
@@ -70,6 +48,8 @@ class TrainState(NamedTuple):
         skipped: int32, steps skipped because loss, gradient or update was not finite.
         skipped_in_row: int32, the same since the last good step.
         tally: running sums of the metrics since ``reset_tally``.
+        memory: what a loss with memory keeps between steps, else ().
+        tracks: further float32 averages by name, each with its own profile.
     """
 
     step: Int[Array, ""]
@@ -79,6 +59,19 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]
     skipped_in_row: Int[Array, ""]
     tally: dict[str, Mean]
+    memory: Any = ()
+    tracks: dict[str, Params] = {}
+
+
+def _remembering(loss: Loss | MemoryLoss) -> MemoryLoss:
+    """Give a loss without memory an empty one."""
+    if isinstance(loss, MemoryLoss):
+        return loss
+
+    def function(params: Params, batch: Batch, key: Array, memory: Any) -> tuple[Array, Metrics, Any]:
+        return *loss(params, batch, key), memory
+
+    return MemoryLoss((), function)
 
 
 def _as_mean(metric: Any) -> Mean:
@@ -94,7 +87,14 @@ def _global_norm(tree: Params) -> Float[Array, ""]:
     return jnp.sqrt(sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves), jnp.float32(0.0)))
 
 
-def init_state(params: Params, tx: optax.GradientTransformation, *, loss: Loss, batch: Batch) -> TrainState:
+def init_state(
+    params: Params,
+    tx: optax.GradientTransformation,
+    *,
+    loss: Loss | MemoryLoss,
+    batch: Batch,
+    tracks: Sequence[str] = (),
+) -> TrainState:
     """Build the state before the first step.
 
     ``params`` is copied, because the train step reuses the memory of its state. For a target to restore
@@ -105,6 +105,7 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, loss: Loss, 
         tx: the optimizer that the train step will use.
         loss: the loss that the train step will use; only its shapes are evaluated.
         batch: a batch, or ``jax.ShapeDtypeStruct`` in its place.
+        tracks: names of the further averages that the train step will keep.
 
     Returns:
         A state at step 0 with an empty tally.
@@ -113,21 +114,35 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, loss: Loss, 
         ValueError: the loss returns a metric under a name that the train step uses.
     """
     metrics: Metrics
-    _, metrics = jax.eval_shape(loss, params, batch, jax.random.key(0))
+    initial, function = _remembering(loss)
+    _, metrics, _ = jax.eval_shape(function, params, batch, jax.random.key(0), initial)
     taken = sorted(set(metrics) & {"loss", "grad_norm", "param_norm", "ema_gap", "step", "skipped", "updates"})
     if taken:
         raise ValueError(f"The loss returned a metric named {taken[0]!r}, which the train step uses: rename it.")
     shapes = {name: m.total.shape if isinstance(m, Mean) else m.shape for name, m in metrics.items()}
     shapes |= {"loss": (), "grad_norm": ()}
     tally = {name: Mean(jnp.zeros(s, jnp.float32), jnp.zeros(s, jnp.float32)) for name, s in shapes.items()}
+
+    def average() -> Params:
+        # A copy for each: two leaves may not share a buffer that will be donated.
+        return jax.tree.map(
+            lambda x: jnp.array(x, jnp.float32 if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else None, copy=True),
+            params,
+        )
+
     copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-    # jnp.array(copy=True) a second time: two leaves may not share a buffer that will be donated.
-    average = jax.tree.map(
-        lambda x: jnp.array(x, jnp.float32 if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else None, copy=True),
-        params,
-    )
     zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]
-    return TrainState(zeros[0], copy, tx.init(copy), average, zeros[1], zeros[2], tally)
+    return TrainState(
+        step=zeros[0],
+        params=copy,
+        opt_state=tx.init(copy),
+        ema_params=average(),
+        skipped=zeros[1],
+        skipped_in_row=zeros[2],
+        tally=tally,
+        memory=jax.tree.map(lambda x: jnp.array(x, copy=True), initial),
+        tracks={name: average() for name in tracks},
+    )
 
 
 def num_updates(state: TrainState) -> Int[Array, ""]:
@@ -149,10 +164,12 @@ def _select(keep: Bool[Array, ""], new: Any, old: Any) -> Any:
 
 
 def make_train_step(
-    loss: Loss,
+    loss: Loss | MemoryLoss,
     tx: optax.GradientTransformation,
     *,
     ema_decay: float | ema.Profile,
+    tracks: Mapping[str, ema.Profile] = {},  # noqa: B006 (never changed)
+    project: Callable[[Params], Params] | None = None,
     state_sharding: Any = None,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[[TrainState, Batch, Key[Array, ""]], TrainState]:
@@ -161,7 +178,8 @@ def make_train_step(
     ::
 
         k = fold_in(key, step);   l, g = value_and_grad(loss)(params, batch, k)
-        params, opt_state <- tx(g);   ema <- w params + (1 - w) ema;   tally += metrics
+        params, opt_state <- tx(g);   params <- project(params)
+        ema <- w params + (1 - w) ema;   tally += metrics
 
     When the loss, the gradient norm or the norm of the new parameters is not finite, parameters, optimizer
     state, average and tally stay as they were; ``skipped`` counts it and ``step`` goes on. Nothing waits
@@ -171,9 +189,12 @@ def make_train_step(
     applies an update; the average moves only then. ``grad_norm`` is that of each batch, before clipping.
 
     Args:
-        loss: ``(params, batch, key) -> (scalar, metrics)``.
+        loss: ``(params, batch, key) -> (scalar, metrics)``, or one with memory.
         tx: the optimizer, the same that ``init_state`` was given.
         ema_decay: limit of the decay with warm-up, in [0, 1), or a profile from ``jaxdiff.ema``.
+        tracks: profiles of further averages, by the names that ``init_state`` was given.
+        project: brings the parameters back to where they belong after every update, such as EDM2's forced weight
+            normalisation; the optimizer's own state does not know of it.
         state_sharding: sharding of the new state, one or a tree; None lets the compiler choose.
         compiler_options: passed to ``jax.jit``; see ``jaxdiff.compilation.compiler_options``.
 
@@ -185,13 +206,21 @@ def make_train_step(
         ValueError: ``ema_decay`` out of range.
     """
     profile = ema.warmup(float(ema_decay)) if isinstance(ema_decay, (int, float)) else ema_decay
+    function = _remembering(loss).function
+
+    def objective(params: Params, *rest: Any) -> tuple[Array, tuple[Metrics, Any]]:
+        value, metrics, memory = function(params, *rest)
+        return value, (metrics, memory)
 
     def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> TrainState:
         step_key = jax.random.fold_in(key, state.step)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, step_key)
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        (value, (metrics, memory)), grads = gradient(state.params, batch, step_key, state.memory)
         grad_norm = _global_norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if project is not None:
+            params = project(params)
         # The norm of the result also catches what finite gradients can do: overflow, 0 / 0 with eps = 0.
         good = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(_global_norm(params))
         done = num_updates(state)
@@ -199,6 +228,7 @@ def make_train_step(
         if isinstance(opt_state, optax.MultiStepsState):
             applied &= jnp.asarray(opt_state.gradient_step) > done
         average = ema.ema_update(state.ema_params, params, profile(done))
+        averages = {name: ema.ema_update(old, params, tracks[name](done)) for name, old in state.tracks.items()}
         metrics = dict(metrics) | {"loss": value, "grad_norm": grad_norm}
         tally = jax.tree.map(jnp.add, state.tally, {name: _as_mean(m) for name, m in metrics.items()})
         return TrainState(
@@ -209,6 +239,8 @@ def make_train_step(
             skipped=state.skipped + (1 - good.astype(jnp.int32)),
             skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1),
             tally=_select(good, tally, state.tally),
+            memory=_select(good, memory, state.memory),
+            tracks=_select(applied, averages, state.tracks),
         )
 
     return jax.jit(
@@ -285,55 +317,3 @@ def raise_if_diverged(state: TrainState, *, limit: int) -> None:
             f"gradient or the update was not finite (limit {limit}). Of the losses since the last log line "
             f"{mean}. Lower the learning rate, clip gradients, or look for bad values in the data."
         )
-
-
-class StopSignal:
-    """Turns SIGTERM and SIGINT into a flag for the loop to look at; a second signal ends the process at once.
-
-    With several processes nothing is installed: jax's own preemption notifier then has the signal, and
-    ``requested`` answers for all processes at the same step.
-
-    Example::
-
-        with StopSignal() as stop:
-            while step < total and not stop.requested(step):
-                ...
-    """
-
-    def __init__(self) -> None:
-        """Start with no signal seen."""
-        self.signum: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
-            os.write(2, b"second signal: leaving at once without saving\n")
-            os._exit(128 + number)
-        self.signum = number
-        os.write(2, b"stop requested: finishing the step and saving; signal again to leave at once\n")
-
-    def requested(self, step: int) -> bool:
-        """Say whether the loop must stop and save now.
-
-        Args:
-            step: the step just finished; with several processes all of them must ask at every step.
-
-        Returns:
-            True from the first signal on.
-        """
-        if jax.process_count() == 1:
-            return self.signum is not None
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.reached_preemption_sync_point(step))

@@ -3,7 +3,7 @@
 All denoisers, guidance and samplers live in the variance-exploding frame ``x = x0 + sigma * eps``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -17,6 +17,7 @@ __all__ = [
     "Keys",
     "Loss",
     "Mean",
+    "MemoryLoss",
     "Metrics",
     "Network",
     "NoiseSource",
@@ -168,6 +169,18 @@ class Loss(Protocol):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Return the loss of one batch; ``batch["x"]`` is the data, ``batch["cond"]`` optional."""
         ...
+
+
+class MemoryLoss(NamedTuple):
+    """Training objective that remembers something from step to step, such as the losses of every noise level.
+
+    Attributes:
+        initial: what it remembers before the first step, a pytree of arrays.
+        function: ``(params, batch, key, memory) -> (scalar, metrics, memory)``; no gradient flows into the memory.
+    """
+
+    initial: Any
+    function: Callable[..., tuple[Array, Metrics, Any]]
 
 
 def expand_to(value: jax.Array | float, x: jax.Array) -> jax.Array:

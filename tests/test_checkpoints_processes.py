@@ -96,7 +96,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 index, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, initialization_timeout=30)
 import jax.numpy as jnp, numpy as np
-from jaxdiff import sharding, training
+from jaxdiff import sharding, stopping, training
 from jaxdiff.checkpoints import Checkpoints
 
 def loss(params, batch, key):
@@ -110,7 +110,7 @@ state = training.init_state({"w": np.ones((3, 2), np.float32)}, tx, loss=loss, b
 where = sharding.state_sharding(state, mesh)
 state = sharding.place(state, where)
 step = training.make_train_step(loss, tx, ema_decay=0.9, state_sharding=where)
-with training.StopSignal() as stop, Checkpoints(path) as writer:
+with stopping.StopSignal() as stop, Checkpoints(path) as writer:
     done = 0
     while done < 20_000 and not stop.requested(done):
         state = step(state, batch, jax.random.key(0))
@@ -122,7 +122,7 @@ with training.StopSignal() as stop, Checkpoints(path) as writer:
                 os.kill(os.getpid(), signal.SIGTERM)  # only one of the two is told
     writer.save(done, state, {})
 print(done, flush=True)
-os._exit(training.ExitCode.STOPPED if done < 20_000 else 1)
+os._exit(stopping.ExitCode.STOPPED if done < 20_000 else 1)
 """
 
 

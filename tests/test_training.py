@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import sharding, training
+from jaxdiff import sharding, stopping, training
 from jaxdiff.typing import Mean
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -296,7 +296,7 @@ def test_decay_without_a_length_and_reserved_metric_names_are_refused():
 
 WAITER = """
 import sys, time
-from jaxdiff.training import ExitCode, StopSignal
+from jaxdiff.stopping import ExitCode, StopSignal
 with StopSignal() as stop:
     print("ready", flush=True)
     steps = 0
@@ -338,7 +338,7 @@ def test_a_signal_stops_after_the_step_and_a_second_one_at_once(mode, signals, c
 
 def test_handlers_are_given_back():
     before = signal.getsignal(signal.SIGTERM)
-    with training.StopSignal() as stop:
+    with stopping.StopSignal() as stop:
         assert not stop.requested(0)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested(1) and stop.signum == signal.SIGTERM

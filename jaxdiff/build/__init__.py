@@ -3,10 +3,11 @@
 from jaxdiff.build.model import Model, conv_network, init_params, model, param_shapes, resolve, source
 from jaxdiff.build.parts import noise_levels, parameterization, schedule, weighting
 from jaxdiff.build.sampling import draw, grid, labels_to_cond, sampler
-from jaxdiff.build.training import loss, optimizer
+from jaxdiff.build.training import averages, loss, optimizer
 
 __all__ = [
     "Model",
+    "averages",
     "conv_network",
     "draw",
     "grid",

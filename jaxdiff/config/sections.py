@@ -173,7 +173,9 @@ class OptimConfig:
     lr: float = 1e-3
     warmup: int = 100
     """Updates over which the learning rate rises linearly from 0."""
-    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    decay: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
+    decay_start: int | None = None
+    """Updates after which inverse_sqrt begins to fall."""
     b1: float = 0.9
     b2: float = 0.999
     weight_decay: float = 0.0
@@ -183,10 +185,28 @@ class OptimConfig:
     """Batches whose gradients are averaged for one update."""
     ema: float = 0.999
     """Decay of the averaged weights after a warm-up min(ema, (1 + n) / (10 + n))."""
+    ema_half_life: float | None = None
+    """Half-life of the averaged weights in training examples (EDM: 500,000), in place of ema."""
+    ema_stds: tuple[float, ...] = ()
+    """Widths of power-function averages relative to the length of training (EDM2: 0.05 0.1), in place of ema: the
+    first is what samples are drawn with, all are kept for reconstructing other widths afterwards."""
 
     def __post_init__(self) -> None:
         _positive("optim", lr=self.lr, accumulate=self.accumulate)
         require(0 <= self.ema < 1, f"optim.ema is {self.ema}: use a decay in [0, 1)")
+        require(
+            self.ema_half_life is None or (self.ema_half_life > 0 and not self.ema_stds),
+            f"optim.ema_half_life is {self.ema_half_life}: use a positive number of examples, or ema_stds alone",
+        )
+        require(
+            all(0 < std <= 0.28 for std in self.ema_stds) and len(set(self.ema_stds)) == len(self.ema_stds),
+            f"optim.ema_stds is {self.ema_stds}: use different widths in (0, 0.28]",
+        )
+        require(
+            (self.decay == "inverse_sqrt") == (self.decay_start is not None),
+            f"optim.decay_start is {self.decay_start} with optim.decay {self.decay!r}: it belongs to inverse_sqrt, "
+            "which needs it",
+        )
         require(self.warmup >= 0, f"optim.warmup is {self.warmup}: use 0 or more updates")
 
 
