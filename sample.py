@@ -14,7 +14,7 @@ import tyro
 from jaxdiff import cli
 from jaxdiff.config import Config, SampleConfig
 from jaxdiff.config.sections import GridName, SamplerName
-from jaxdiff.sampling import Request, load_run, parse_labels, run_request
+from jaxdiff.sampling import Request, load_run, parse_labels, read_inputs, run_request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Arguments:
     """How many samples; default by the recipe."""
     label: str = ""
     """A class 0..K-1, `all` (default: they take turns), `none`, or for context networks a mix such as 3:0.5,8:0.5."""
+    inputs: pathlib.Path | None = None
+    """An npz file with the further conditioning of the samples, arrays cond_NAME as in training, rows taken in turn."""
     guidance: float | None = None
     """0 is unconditional, 1 conditional, larger values push towards the label; default by the recipe."""
     sampler: SamplerName | None = None
@@ -83,6 +85,7 @@ def main() -> int:
         folder=args.out or args.run_dir / "samples",
         format=args.format,
         trajectory=args.trajectory,
+        inputs=read_inputs(args.inputs, run.model),
     )
     for line in run_request(run, request):
         print(line)

@@ -119,6 +119,7 @@ def prepare(args: Arguments) -> Run:
         batch_size=config.train.batch_size,
         seed=config.seed,
         cond_kind=config.data.condition,
+        inputs=config.data.inputs,
         flip=config.data.flip,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -45,8 +45,11 @@ def write_preview(
     count = COUNT if spec.kind == "image" else 2000
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(count))
     labels = np.arange(count) % spec.num_classes if model.condition != "none" else None
-    cond = build.labels_to_cond(model, labels, count)
-    guided = config.sample.guidance != 1 and model.condition != "none"
+    # The further inputs of the first examples, each of which keeps its row.
+    rows = [loader.source[i % len(loader.source)] for i in range(count)] if config.data.inputs else []
+    inputs = {name: np.stack([row[name] for row in rows]) for name in config.data.inputs}
+    cond = build.conditioning(model, labels, count, inputs)
+    guided = config.sample.guidance != 1 and cond is not None and config.loss.cond_dropout > 0
     options = compiler_options("conv" if build.conv_network(config.network) else "dense")
     draw = jax.jit(build.draw(config, model, guided=guided), compiler_options=options)
     sigmas, scale = build.grid(config), jnp.float32(config.sample.guidance)

@@ -15,9 +15,9 @@ from jaxdiff.checkpoints import read_meta, restore_params
 from jaxdiff.compilation import compiler_options
 from jaxdiff.config import Config, from_dict
 from jaxdiff.denoisers import make_denoiser
-from jaxdiff.typing import Params, require
+from jaxdiff.typing import Cond, Params, require
 
-__all__ = ["Request", "TrainedRun", "load_run", "parse_labels", "run_request", "sample_batches"]
+__all__ = ["Request", "TrainedRun", "load_run", "parse_labels", "read_inputs", "run_request", "sample_batches"]
 
 GRID_SAMPLES = 100
 TRAJECTORY_SAMPLES = 16
@@ -53,6 +53,7 @@ class Request(NamedTuple):
         folder: for the files.
         format: "png", "npz", "csv", "wav", or "auto" by the kind of data.
         trajectory: also write the states of the first samples.
+        inputs: further conditioning by name, rows that take their turn like the labels.
     """
 
     labels: np.ndarray | None
@@ -60,6 +61,7 @@ class Request(NamedTuple):
     folder: pathlib.Path
     format: str = "auto"
     trajectory: bool = False
+    inputs: Mapping[str, np.ndarray] = {}
 
 
 def load_run(folder: str | pathlib.Path, *, step: int | None = None, weights: str = "ema") -> TrainedRun:
@@ -144,28 +146,72 @@ def _settings(run: TrainedRun, request: Request) -> dict[str, Any]:
             for name in ("eta", "order", "s_noise", "s_churn", "variance", "variance_knob", "shift", "brownian")
         },
         "labels": None if request.labels is None else request.labels.tolist(),
+        **(
+            {"inputs": data.fingerprint_of(*(v for kv in sorted(request.inputs.items()) for v in kv))}
+            if request.inputs
+            else {}
+        ),
     }
+
+
+def _fingerprint(inputs: Mapping[str, np.ndarray]) -> str:
+    return data.fingerprint_of(*(part for pair in sorted(inputs.items()) for part in pair))
+
+
+def read_inputs(path: pathlib.Path | None, model: build.Model) -> dict[str, np.ndarray]:
+    """Read the conditioning of samples from the arrays ``cond_NAME`` of an npz file.
+
+    Args:
+        path: the file; None gives no inputs, which are then null.
+        model: the network that is to take them.
+
+    Raises:
+        ValueError: no such file, an input that the run was not trained with, or one of another shape.
+    """
+    if path is None:
+        return {}
+    wanted = {name: np.shape(null) for name, null in model.null_cond.items() if name in data.INPUTS}
+    require(path.is_file(), f"--inputs {path}: no such file")
+    with np.load(path, allow_pickle=False) as file:
+        found = {name: file[key] for name, key in data.input_keys(file.files, "train").items()}
+    require(
+        bool(found) and set(found) <= set(wanted),
+        f"--inputs {path} holds {', '.join(found) or 'no arrays cond_NAME'}; "
+        f"this run takes {', '.join(wanted) or 'none'}",
+    )
+    rows = {len(value) for value in found.values()}
+    require(len(rows) == 1, f"--inputs {path}: arrays of {sorted(rows)} rows, use as many in each")
+    checked = data.check_inputs(found, rows.pop())
+    for name, value in checked.items():
+        require(
+            value.shape[1:] == wanted[name],
+            f"--inputs {path}: {name} has rows of shape {value.shape[1:]}, this run takes {wanted[name]}",
+        )
+    return checked
 
 
 def _labels_of(request: Request, indices: np.ndarray) -> np.ndarray | None:
     return None if request.labels is None else request.labels[indices % len(request.labels)]
 
 
+def _cond_of(run: TrainedRun, request: Request, indices: np.ndarray) -> Cond:
+    inputs = {name: value[indices % len(value)] for name, value in request.inputs.items()}
+    return build.conditioning(run.model, _labels_of(request, indices), len(indices), inputs)
+
+
 def _guided(run: TrainedRun, request: Request) -> bool:
     """Whether two estimates are combined; refuses guidance of a run that cannot be guided."""
     scale = run.config.sample.guidance
-    if run.model.condition == "none" or request.labels is None or scale == 1:
+    if (request.labels is None and not request.inputs) or scale == 1:
         return False
     require(
         run.config.loss.cond_dropout > 0,
         f"--guidance {scale}: this run was trained with loss.cond_dropout 0 and has no unconditional estimate; "
         "use --guidance 1",
     )
-    probe = np.arange(2)
-    labels = _labels_of(request, probe)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *run.model.spec.shape)), jnp.float32)
     denoiser = jax.jit(make_denoiser(run.model.network, run.params, run.model.parameterization))
-    cond = build.labels_to_cond(run.model, labels, 2)
+    cond = _cond_of(run, request, np.arange(2))
     guidance.check_conditioning(denoiser, x, jnp.float32(1), cond, run.model.null_cond)
     return True
 
@@ -198,7 +244,7 @@ def sample_batches(
         chosen = np.asarray(indices[start : start + size])
         padded = np.resize(chosen, size)
         keys = jax.device_put(fold(root, jnp.asarray(padded)), place)
-        cond = build.labels_to_cond(run.model, _labels_of(request, padded), size)
+        cond = _cond_of(run, request, padded)
         drawn = draw(run.params, keys, sigmas, cond, jnp.float32(section.guidance))
         count = len(chosen)
         yield chosen, (np.asarray(drawn[1])[:, :count] if trajectory else np.asarray(drawn)[:count])

@@ -2,17 +2,17 @@
 
 from jaxdiff.build.model import Model, conv_network, init_params, model, param_shapes, resolve, source
 from jaxdiff.build.parts import noise_levels, parameterization, schedule, weighting
-from jaxdiff.build.sampling import draw, grid, labels_to_cond, sampler
+from jaxdiff.build.sampling import conditioning, draw, grid, sampler
 from jaxdiff.build.training import averages, loss, optimizer
 
 __all__ = [
     "Model",
     "averages",
+    "conditioning",
     "conv_network",
     "draw",
     "grid",
     "init_params",
-    "labels_to_cond",
     "loss",
     "model",
     "noise_levels",

@@ -83,42 +83,47 @@ def source(config: C.DataConfig, *, seed: int = 0) -> data.Source:
             return data.gaussian_vectors(config.num, config.length, mean=config.mean, std=config.std, seed=seed)
 
 
+_NETWORKS: Mapping[type, Any] = {
+    C.MLPConfig: networks.MLP,
+    C.VectorTransformerConfig: networks.VectorTransformer,
+    C.ToyUNetConfig: networks.ToyUNet,
+    C.DDPMUNetConfig: networks.DDPMUNet,
+    C.ContextUnetConfig: networks.ContextUnet,
+}
+
+
 def _module(config: C.Config, spec: data.DataSpec) -> Any:
-    section, dtype = config.network, jnp.dtype(config.runtime.dtype)
-    fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "kind"}
-    classes = spec.num_classes if config.data.condition == "label" else 0
-    image = isinstance(section, C.ToyUNetConfig | C.DDPMUNetConfig | C.ContextUnetConfig)
+    """The network with the fields of its section and those that the data decide."""
+    section, condition = config.network, config.data.condition
     require(
-        image == (spec.kind == "image"),
-        f"network.kind {section.kind!r} is for {'images' if image else 'vectors'}, "
+        (section.takes == "image") == (spec.kind == "image"),
+        f"network.kind {section.kind!r} is for {'images' if section.takes == 'image' else 'vectors'}, "
         f"but the data are of kind {spec.kind!r} and shape {spec.shape}",
     )
-    wanted = {"label": (C.ContextUnetConfig, C.ToyUNetConfig), "context": (C.ToyUNetConfig, C.DDPMUNetConfig)}
-    require(
-        not isinstance(section, wanted.get(config.data.condition, ())),
-        f"network.kind {section.kind!r} takes no data.condition {config.data.condition!r}",
-    )
-    channels = spec.shape[-1]
-    match section:
-        case C.MLPConfig():
-            return networks.MLP(num_classes=classes, dtype=dtype, **fields)
-        case C.VectorTransformerConfig():
-            return networks.VectorTransformer(num_classes=classes, dtype=dtype, **fields)
-        case C.ToyUNetConfig():
-            return networks.ToyUNet(channels=channels, dtype=dtype)
-        case C.DDPMUNetConfig():
-            return networks.DDPMUNet(channels=channels, num_classes=classes, dtype=dtype, **fields)
-        case C.ContextUnetConfig():
-            context = spec.num_classes if config.data.condition == "context" else 0
-            height, width = spec.shape[:2]
-            return networks.ContextUnet(
-                channels=channels, n_cfeat=context, height=height, width=width, dtype=dtype, **fields
-            )
+    cls, shapes = _NETWORKS[type(section)], dict(spec.inputs)
+    known = {field.name for field in dataclasses.fields(cls)}
+    # What the network is told beside the noise: fields that are 0 where it is not told.
+    told = {
+        "num_classes": (spec.num_classes if condition == "label" else 0, "data.condition 'label'"),
+        "n_cfeat": (spec.num_classes if condition == "context" else 0, "data.condition 'context'"),
+    }
+    for name, field in (("vector", "vector_size"), ("tokens", "tokens_width"), ("image", "image_channels")):
+        told[field] = (shapes[name][-1] if name in config.data.inputs else 0, f"data.inputs {name!r}")
+    for field, (size, source) in told.items():
+        require(not size or field in known, f"network.kind {section.kind!r} takes no {source}")
+    fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "kind"}
+    fields |= {field: size for field, (size, _) in told.items() if field in known}
+    fields |= {"dtype": jnp.dtype(config.runtime.dtype)}
+    if spec.kind == "image":
+        height, width, channels = spec.shape
+        sizes = {"height": height, "width": width, "channels": channels}
+        fields |= {name: size for name, size in sizes.items() if name in known}
+    return cls(**fields)
 
 
 def conv_network(config: C.NetworkConfig) -> bool:
     """Whether the network consists of convolutions (else of matrix products)."""
-    return isinstance(config, C.ToyUNetConfig | C.DDPMUNetConfig | C.ContextUnetConfig)
+    return config.convolutional
 
 
 def resolve(config: C.Config, measured_std: float) -> C.Config:
@@ -158,6 +163,14 @@ def model(config: C.Config, spec: data.DataSpec) -> Model:
         null = {"label": np.int32(spec.num_classes)}
     elif condition == "context":
         null = {"context": np.zeros(spec.num_classes, np.float32)}
+    shapes = dict(spec.inputs)
+    missing = sorted(set(config.data.inputs) - set(shapes))
+    require(
+        not missing,
+        f"data.inputs asks for {', '.join(missing)} but the data have {', '.join(shapes) or 'no such arrays'}: "
+        "store them as cond_NAME in the npz file",
+    )
+    null |= data.null_inputs([(name, shapes[name]) for name in config.data.inputs])
     module = _module(config, spec)
     return Model(module, networks.as_network(module), parameterization(config), spec, condition, null)
 

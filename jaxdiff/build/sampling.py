@@ -1,6 +1,6 @@
 """Sampler and grid from their names, and the function that draws a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jaxdiff.build.parts import schedule
 from jaxdiff.build.samplers import SAMPLERS, make_grid, make_sampler
 from jaxdiff.typing import Cond, Denoiser, Params, Sampler, require
 
-__all__ = ["draw", "grid", "labels_to_cond", "sampler"]
+__all__ = ["conditioning", "draw", "grid", "sampler"]
 
 
 def sampler(config: C.SampleConfig) -> Sampler:
@@ -50,16 +50,30 @@ def grid(config: C.Config) -> jax.Array:
     return make_grid(section.grid, section.steps, options)
 
 
-def labels_to_cond(built: Model, labels: np.ndarray | None, count: int) -> Cond:
-    """Conditioning of ``count`` samples: labels (count,), soft ones (count, K), or None: unconditional."""
-    if built.condition == "none":
+def conditioning(
+    built: Model, labels: np.ndarray | None, count: int, inputs: Mapping[str, np.ndarray] | None = None
+) -> Cond:
+    """Conditioning of ``count`` samples.
+
+    Args:
+        built: from ``model``.
+        labels: (count,), soft ones (count, K), or None for the null label.
+        count: rows.
+        inputs: further conditioning by name, (count, ...) each; what is absent gets its null value.
+
+    Returns:
+        What the network is given; None for a network without conditioning.
+    """
+    if not built.null_cond:
         return None
-    if labels is None:
-        return {k: jnp.broadcast_to(jnp.asarray(v), (count, *np.shape(v))) for k, v in built.null_cond.items()}
+    cond = {k: jnp.broadcast_to(jnp.asarray(v), (count, *np.shape(v))) for k, v in built.null_cond.items()}
+    cond |= {k: jnp.asarray(v, jnp.float32) for k, v in (inputs or {}).items()}
+    if labels is None or built.condition == "none":
+        return cond
     if built.condition == "label":
-        return {"label": jnp.asarray(labels, jnp.int32)}
+        return cond | {"label": jnp.asarray(labels, jnp.int32)}
     soft = labels if labels.ndim == 2 else np.eye(built.spec.num_classes)[labels]
-    return {"context": jnp.asarray(soft, jnp.float32)}
+    return cond | {"context": jnp.asarray(soft, jnp.float32)}
 
 
 def _initial(noise: str, keys: jax.Array, shape: tuple[int, ...], sigma: jax.Array) -> jax.Array:

@@ -1,13 +1,15 @@
 """Configuration of each network: the fields that recipes choose."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MLPConfig:
     """Residual perceptron for points of a few dimensions."""
 
+    takes: ClassVar[str] = "array"
+    convolutional: ClassVar[bool] = False
     kind: Literal["mlp"] = "mlp"
     hidden: int = 128
     layers: int = 3
@@ -20,6 +22,8 @@ class MLPConfig:
 class ToyUNetConfig:
     """The playground's first U-Net: no noise input, additive skips."""
 
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
     kind: Literal["toy_unet"] = "toy_unet"
 
 
@@ -27,6 +31,8 @@ class ToyUNetConfig:
 class DDPMUNetConfig:
     """DDPM U-Net with linear attention and space-to-depth downsampling."""
 
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
     kind: Literal["ddpm_unet"] = "ddpm_unet"
     dim: int = 28
     """Width of the first level; even and a multiple of 4."""
@@ -47,6 +53,8 @@ class DDPMUNetConfig:
 class ContextUnetConfig:
     """U-Net whose context embedding multiplies, and time embedding is added, at every decoder level."""
 
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
     kind: Literal["context_unet"] = "context_unet"
     n_feat: int = 64
     """Width; a multiple of 8."""
@@ -58,6 +66,8 @@ class ContextUnetConfig:
 class VectorTransformerConfig:
     """Transformer encoder over the positions of a vector."""
 
+    takes: ClassVar[str] = "array"
+    convolutional: ClassVar[bool] = False
     kind: Literal["vector_transformer"] = "vector_transformer"
     hidden: int = 128
     """Width of the tokens; even and divisible by heads."""

@@ -75,6 +75,8 @@ class DataConfig:
     """Column of metadata.csv or of the CSV that holds the class; empty: by sub-folder or a column `label`."""
     condition: Literal["none", "label", "context"] = "none"
     """What the network is told: nothing, the class label, or a one-hot context vector."""
+    inputs: tuple[Literal["vector", "tokens", "tokens_mask", "image"], ...] = ()
+    """What else the network is told, from the arrays cond_NAME of an npz file: metadata, embedded text, an image."""
     flip: bool = False
     """Random horizontal flips. Leave off for text and digits."""
     num: int = 0
@@ -314,6 +316,7 @@ class Config:
             "step x0 cannot be recovered; use --parameterization.kind v or x0",
         )
         require(
-            self.loss.cond_dropout == 0 or self.data.condition != "none",
-            f"loss.cond_dropout is {self.loss.cond_dropout} but data.condition is 'none': nothing to drop",
+            self.loss.cond_dropout == 0 or self.data.condition != "none" or bool(self.data.inputs),
+            f"loss.cond_dropout is {self.loss.cond_dropout} but data.condition is 'none' and there are no data.inputs: "
+            "nothing to drop",
         )

@@ -2,16 +2,18 @@
 
 from jaxdiff.data.files import FileSource
 from jaxdiff.data.images import folder
+from jaxdiff.data.inputs import INPUTS, check_inputs, input_keys, null_inputs
 from jaxdiff.data.memory import ArraySource, arrays, npz
 from jaxdiff.data.named import TfdsSource, tfds_source
 from jaxdiff.data.normalize import Normalizer, image_normalizer, make_normalizer, measured_std, to_uint8
 from jaxdiff.data.pipeline import Batch, CondKind, Loader, check_batch, drain, flips, indices
 from jaxdiff.data.sound import audio
-from jaxdiff.data.spec import DataError, DataSpec, Example, Source
+from jaxdiff.data.spec import DataError, DataSpec, Example, Source, fingerprint_of
 from jaxdiff.data.synthetic import digits, gaussian_vectors, mixture, toy2d
 from jaxdiff.data.tables import csv
 
 __all__ = [
+    "INPUTS",
     "ArraySource",
     "Batch",
     "CondKind",
@@ -26,18 +28,22 @@ __all__ = [
     "arrays",
     "audio",
     "check_batch",
+    "check_inputs",
     "csv",
     "digits",
     "drain",
+    "fingerprint_of",
     "flips",
     "folder",
     "gaussian_vectors",
     "image_normalizer",
     "indices",
+    "input_keys",
     "make_normalizer",
     "measured_std",
     "mixture",
     "npz",
+    "null_inputs",
     "tfds_source",
     "to_uint8",
     "toy2d",

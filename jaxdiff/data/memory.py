@@ -5,10 +5,11 @@ import math
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxdiff.data.inputs import check_inputs, input_keys
 from jaxdiff.data.spec import DataError, DataSpec, Example, Kind, fingerprint_of
 
 __all__ = ["ArraySource", "arrays", "npz"]
@@ -28,6 +29,7 @@ class ArraySource:
         origin: where the data came from, for the log.
         skipped: (name, reason) of files that could not be used.
         captions: N texts, or empty.
+        inputs: conditioning inputs by name, float32 (N, ...).
     """
 
     x: np.ndarray
@@ -36,6 +38,7 @@ class ArraySource:
     origin: str = "arrays"
     skipped: tuple[tuple[str, str], ...] = ()
     captions: tuple[str, ...] = ()
+    inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -49,14 +52,14 @@ class ArraySource:
         example: Example = {"x": self.x[index]}
         if self.labels is not None:
             example["label"] = self.labels[index]
-        return example
+        return example | {name: value[index] for name, value in self.inputs.items()}
 
     def gather(self, indices: np.ndarray) -> Example:
         """Return the examples at ``indices`` (n,) as one batch: "x" (n, ...) and perhaps "label" (n,)."""
         batch: Example = {"x": self.x.take(indices, axis=0)}
         if self.labels is not None:
             batch["label"] = self.labels[indices]
-        return batch
+        return batch | {name: value[indices] for name, value in self.inputs.items()}
 
 
 def arrays(
@@ -69,6 +72,7 @@ def arrays(
     columns: Sequence[str] = (),
     sample_rate: int = 0,
     captions: Sequence[str] = (),
+    inputs: Mapping[str, np.ndarray] | None = None,
     origin: str = "arrays",
     fingerprint: str | None = None,
 ) -> ArraySource:
@@ -83,6 +87,8 @@ def arrays(
         columns: names of the features of a table.
         sample_rate: samples per second, for audio.
         captions: one text per example.
+        inputs: conditioning inputs beside the labels, N rows each: "vector" (N, k), "tokens" (N, n, width),
+            "tokens_mask" (N, n), "image" (N, h, w, c), the last one float or uint8.
         origin: one line for the log.
         fingerprint: default the hash of ``x`` and ``labels``.
 
@@ -104,10 +110,12 @@ def arrays(
     found, names, count = _as_labels(labels, len(x), num_classes, tuple(class_names))
     if captions and len(captions) != len(x):
         raise DataError(f"{len(captions)} captions for {len(x)} examples")
+    beside = check_inputs(inputs or {}, len(x))
     if fingerprint is None:
-        fingerprint = fingerprint_of(x, "" if found is None else found)
-    spec = DataSpec(kind, x.shape[1:], count, names, sample_rate, tuple(columns), fingerprint)
-    return ArraySource(x, found, spec, origin, captions=tuple(captions))
+        fingerprint = fingerprint_of(x, "" if found is None else found, *(v for kv in beside.items() for v in kv))
+    shapes = tuple((name, value.shape[1:]) for name, value in beside.items())
+    spec = DataSpec(kind, x.shape[1:], count, names, sample_rate, tuple(columns), fingerprint, shapes)
+    return ArraySource(x, found, spec, origin, captions=tuple(captions), inputs=beside)
 
 
 def npz(
@@ -124,7 +132,8 @@ def npz(
 
     Without ``x_key`` the examples are looked for under the split's names (``train_image``, ``train_images``,
     ``x_train``, ...) and then, for the split "train", under plain ones (``x``, ``image``, ``images``,
-    ``data``, ``arr_0``); the labels likewise (``train_label``, ``y_train``, ``label``, ``labels``, ...).
+    ``data``, ``arr_0``); the labels likewise (``train_label``, ``y_train``, ``label``, ``labels``, ...),
+    and conditioning inputs under ``cond_NAME`` or ``{split}_cond_NAME`` (see ``arrays``).
     The keys that were used stand in ``origin``. An .npy file over 1 GiB is memory-mapped; its fingerprint is
     that of its size and time.
 
@@ -153,6 +162,7 @@ def npz(
         with np.load(path, allow_pickle=False) as file:
             x_key, label_key = _keys(path, file.files, split, x_key, label_key)
             x, labels = file[x_key], file[label_key] if label_key else None
+            inputs = {name: file[key] for name, key in input_keys(file.files, split).items()}
             if labels is not None and num_classes is None and not class_names:
                 num_classes = _count_classes(file, label_key, split)
     except DataError:
@@ -160,7 +170,9 @@ def npz(
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as .npz of plain arrays: {error}") from error
     origin = f"{path}: examples from {x_key!r}, " + (f"labels from {label_key!r}" if label_key else "no labels")
-    return arrays(x, labels, num_classes=num_classes, class_names=class_names, sample_rate=sample_rate, origin=origin)
+    origin += f", conditioning by {', '.join(inputs)}" if inputs else ""
+    options = {"num_classes": num_classes, "class_names": class_names, "sample_rate": sample_rate}
+    return arrays(x, labels, inputs=inputs, origin=origin, **options)
 
 
 def _load_npy(path: pathlib.Path) -> tuple[np.ndarray, str | None]:

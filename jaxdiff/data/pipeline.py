@@ -11,7 +11,7 @@ Nothing of the position has to be stored but the step, and nothing depends on th
 import dataclasses
 import functools
 import itertools
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias
 
@@ -108,6 +108,7 @@ def drain(source: Source) -> ArraySource:
     first = source[0]
     x = np.empty((len(source), *source.spec.shape), first["x"].dtype)
     labels = np.empty(len(source), np.int32) if "label" in first else None
+    inputs = {name: np.empty((len(source), *shape), np.float32) for name, shape in source.spec.inputs}
 
     def load(start: int) -> None:
         for i in range(start, min(start + 64, len(source))):
@@ -115,11 +116,13 @@ def drain(source: Source) -> ArraySource:
             x[i] = example["x"]
             if labels is not None:
                 labels[i] = example["label"]
+            for name, values in inputs.items():
+                values[i] = example[name]
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         for _ in pool.map(load, range(0, len(source), 64)):
             pass
-    return ArraySource(x, labels, source.spec, source.origin, source.skipped, source.captions)
+    return ArraySource(x, labels, source.spec, source.origin, source.skipped, source.captions, inputs)
 
 
 def check_batch(batch: Batch, spec: DataSpec) -> None:
@@ -159,6 +162,7 @@ class Loader:
         batch_size: rows of the global batch; may exceed the data set.
         seed: of order and mirroring.
         cond_kind: "none", "label" (int32) or "context" (one-hot float32).
+        inputs: names of the conditioning inputs of the source to add.
         flip: mirror images left to right with probability 1/2. Off by default: a mirrored digit or letter is
             no longer one.
         process_index: this process.
@@ -175,6 +179,7 @@ class Loader:
     batch_size: int
     seed: int
     cond_kind: CondKind = "none"
+    inputs: Sequence[str] = ()
     flip: bool = False
     process_index: int = 0
     process_count: int = 1
@@ -193,6 +198,8 @@ class Loader:
             raise DataError(f"batch_size={self.batch_size} is not divisible by {self.process_count} processes")
         if self.cond_kind not in ("none", "label", "context"):
             raise DataError(f"cond_kind must be none, label or context, got {self.cond_kind!r}")
+        if missing := sorted(set(self.inputs) - {name for name, _ in spec.inputs}):
+            raise DataError(f"{self.source.origin} has no conditioning input {', '.join(missing)}")
         if self.cond_kind != "none" and not spec.num_classes:
             raise DataError(f"cond_kind={self.cond_kind!r} needs labels and {self.source.origin} has none")
         if self.flip and spec.kind != "image":
@@ -288,7 +295,9 @@ class Loader:
         if self.flip:
             mirrored = flips(self.seed, step, self.batch_size)[self._rows()]
             x[mirrored] = x[mirrored, :, ::-1]
-        cond = {}
+            if "image" in self.inputs:
+                raw["image"][mirrored] = raw["image"][mirrored, :, ::-1]
+        cond = {name: raw[name] for name in self.inputs}
         if self.cond_kind == "label":
             cond["label"] = raw["label"]
         elif self.cond_kind == "context":

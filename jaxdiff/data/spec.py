@@ -12,7 +12,8 @@ __all__ = ["DataError", "DataSpec", "Example", "Kind", "Source", "fingerprint_of
 Kind: TypeAlias = Literal["image", "array", "audio"]
 
 Example: TypeAlias = dict[str, Any]
-"""One raw example: "x" uint8 (H, W, C) or float32, and "label", an int32 scalar, where there are labels."""
+"""One raw example: "x" uint8 (H, W, C) or float32, "label", an int32 scalar, where there are labels, and float32
+conditioning inputs by their names."""
 
 
 class DataError(ValueError):
@@ -32,6 +33,7 @@ class DataSpec:
         sample_rate: samples per second of audio, else 0.
         columns: names of the D values of a table, or empty.
         fingerprint: hexadecimal hash that identifies the data set; a resumed run compares it.
+        inputs: name and shape of the float32 conditioning inputs of one example, beside the label.
 
     Example:
         >>> spec = DataSpec("image", (8, 8, 1), num_classes=10)
@@ -46,6 +48,7 @@ class DataSpec:
     sample_rate: int = 0
     columns: tuple[str, ...] = ()
     fingerprint: str = ""
+    inputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the fields fit together."""
@@ -89,6 +92,7 @@ class DataSpec:
         if missing := sorted({"kind", "shape"} - set(fields)):
             raise DataError(f"DataSpec fields {missing} are missing")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        values["inputs"] = tuple((name, tuple(shape)) for name, shape in fields.get("inputs", ()))
         return cls(**values)
 
 

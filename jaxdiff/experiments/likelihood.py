@@ -192,7 +192,7 @@ def _measure(
         labels = np.stack([example["label"] for example in examples]) if labelled else None
         pixels = np.stack([np.asarray(example["x"]) for example in examples])
         keys = _streams(jnp.broadcast_to(jax.random.key(seed), (size,)), jnp.asarray(rows))
-        batch = jax.device_put((jnp.asarray(pixels), keys, build.labels_to_cond(run.model, labels, size)), place)
+        batch = jax.device_put((jnp.asarray(pixels), keys, build.conditioning(run.model, labels, size)), place)
         parts.append(jax.tree.map(np.asarray, compiled(run.params, *batch)))
     return {name: np.concatenate([part[name] for part in parts])[: len(chosen)] for name in parts[0]}
 

@@ -129,7 +129,7 @@ def study_knob(
         grids.uniform_time(path, len(settings[0].factors), spacing="trailing"),
         settings,
         shape=spec.shape,
-        cond=build.labels_to_cond(run.model, labels_in_turn(run, num), num),
+        cond=build.conditioning(run.model, labels_in_turn(run, num), num),
         variance=config.sample.variance,
         options=jit_options(run),
     )
