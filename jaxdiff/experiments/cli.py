@@ -3,6 +3,7 @@
 Exit codes: 0 done, 2 wrong arguments or no usable run.
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import tyro
 
 from jaxdiff import cli, data, outputs, viz
-from jaxdiff.experiments import denoise, digits, likelihood, points, strips, variance_knob
+from jaxdiff.experiments import denoise, digits, images, likelihood, points, strips, variance_knob
 from jaxdiff.sampling import TrainedRun, load_run
 from jaxdiff.typing import require
 
@@ -46,6 +47,7 @@ def _main(argv: list[str] | None) -> int:
         "variance-knob": variance_knob_command,
         "strips": strips_command,
         "score-digits": score_digits_command,
+        "score-images": score_images_command,
         "score-points": score_points_command,
         "likelihood": likelihood_command,
     }
@@ -227,6 +229,29 @@ def score_digits_command(run: RunDir, /, *, num: int = 500, seed: int = 0) -> No
         f"{score['frechet_of_halves_equal_counts']:.4f}: ratio {score['frechet_ratio_equal_counts']:.2f}",
     )
     _report("score-digits", run, score, words)
+
+
+def score_images_command(run: RunDir, /, *, num: int = 1000, guidance: float | None = None, seed: int = 0) -> None:
+    """Do labelled images show what was asked for, and are they spread like real ones (recipes mnist, diffit-mnist)?
+
+    Args:
+        run: folder that train.py wrote.
+        num: samples, the labels in turn.
+        guidance: default by the recipe.
+        seed: of the samples and the splits.
+    """
+    opened = _open(run)
+    if guidance is not None:
+        sample = dataclasses.replace(opened.config.sample, guidance=guidance)
+        opened = opened._replace(config=dataclasses.replace(opened.config, sample=sample))
+    score = images.score_images(opened, num=num, seed=seed)
+    words = (
+        f"the classifier sees the label asked for in {score['agreement']:.1%} of {num} samples "
+        f"(it is right on {score['classifier_held_out_accuracy']:.1%} of held-out images)",
+        f"Frechet distance of raw pixels to {score['frechet_counts'][1]} real images {score['frechet']:.3f}, "
+        f"of {num} other real images {score['frechet_of_real']:.3f}: ratio {score['frechet_ratio']:.2f}",
+    )
+    _report("score-images", run, score, words)
 
 
 def score_points_command(
