@@ -13,10 +13,9 @@ import time
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 import tyro
 
-from jaxdiff import build, cli, data, sharding
+from jaxdiff import build, cli, data, planning, sharding
 from jaxdiff.checkpoints import Checkpoints, SaveError, config_differences
 from jaxdiff.compilation import compile_step, compiler_options
 from jaxdiff.config import Config, from_dict, to_dict, to_json
@@ -89,9 +88,9 @@ def parse() -> Arguments:
     )
 
 
-def open_data(config: Config) -> tuple[Config, data.Source, data.Normalizer]:
+def open_data(config: Config, *, planning: bool) -> tuple[Config, data.Source, data.Normalizer]:
     """Open the data set, say what was left out, and settle what is measured from it."""
-    source = build.source(config.data, seed=config.seed)
+    source = (build.stand_in(config.data) if planning else None) or build.source(config.data, seed=config.seed)
     for name, reason in source.skipped[:10]:
         log.warning("skipped %s: %s", name, reason)
     if source.skipped:
@@ -111,7 +110,7 @@ def open_data(config: Config) -> tuple[Config, data.Source, data.Normalizer]:
 
 def prepare(args: Arguments) -> Run:
     """Build everything from the configuration; nothing is computed on the device yet."""
-    config, source, normalizer = open_data(args.config)
+    config, source, normalizer = open_data(args.config, planning=args.dry_run)
     mesh = sharding.make_mesh()
     loader = data.Loader(
         source=source,
@@ -205,27 +204,31 @@ def describe(run: Run) -> None:
 
 
 def dry_run(run: Run) -> int:
-    """Compile, time a few steps, and say what the whole run will take."""
+    """Say what one step and the whole run will take; time a few steps if they fit into the memory."""
     for name, leaf in jax.tree_util.tree_flatten_with_path(run.shapes.params)[0]:
         print(f"{jax.tree_util.keystr(name, simple=True, separator='/'):60} {tuple(leaf.shape)}")
-    key = jax.random.key(run.config.seed)
-    state = sharding.place(run.first(), jax.tree.map(lambda s: s.sharding, run.shapes))
-    batches = run.loader.iterate(0)
-    compiled = compile_step(run.step, state, sharding.shard_batch(next(batches), run.mesh), key)
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        state = compiled.call(state, sharding.shard_batch(next(batches), run.mesh), key)
-        jax.block_until_ready(state)
-        seconds.append(time.perf_counter() - start)
-    batches.close()
-    step = float(np.median(seconds[1:]))
-    minutes = step * run.config.train.steps / 60
-    gflop = "unknown" if compiled.flops is None else f"{compiled.flops / 1e9:.3g} GFLOP"
-    memory = "unknown" if compiled.memory_bytes is None else f"{compiled.memory_bytes / 1e6:.1f} MB"
+    key, batch = jax.random.key(run.config.seed), sharding.shard_batch(run.loader.batch(0), run.mesh)
     print(f"parameters: {count_params(run.shapes.params):,}")
-    print(f"step: {gflop}, memory {memory}, {step * 1e3:.1f} ms, compiled in {compiled.seconds:.1f} s")
-    print(f"batch: {', '.join(f'{k} {v}' for k, v in _shapes(run.loader.batch(0)).items())}")
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.shapes))
+    print(f"state: {state / 1e9:.3g} GB (parameters, their averages, optimizer)")
+    flops = planning.count_flops(*build.unrolled_step(run.config, run.model.spec, run.loader.batch(0), key))
+    print(
+        f"step: {'unknown' if flops is None else f'{flops / 1e9:.4g}'} GFLOP for {run.config.train.batch_size} examples"
+    )
+    print(f"batch: {', '.join(f'{k} {v}' for k, v in _shapes(run.loader.batch(0)).items())}", flush=True)
+
+    def first() -> TrainState:
+        return sharding.place(run.first(), jax.tree.map(lambda s: s.sharding, run.shapes))
+
+    cost = planning.measure_step(run.step, run.shapes, batch, key, first)
+    memory = "unknown" if cost.memory is None else f"{cost.memory / 1e9:.3g} GB"
+    print(f"memory of a step: {memory} per device; compiled in {cost.compile_seconds:.1f} s")
+    if cost.step_seconds is None:
+        print(f"that does not fit into the {planning.available_memory() / 1e9:.3g} GB here: not timed")
+        print(f"plan: {run.config.train.steps} steps; nothing was trained or written")
+        return ExitCode.DONE
+    minutes = cost.step_seconds * run.config.train.steps / 60
+    print(f"time of a step: {cost.step_seconds * 1e3:.1f} ms")
     print(f"plan: {run.config.train.steps} steps, about {minutes:.1f} minutes; nothing was trained or written")
     return ExitCode.DONE
 

@@ -64,7 +64,10 @@ def start(config: RuntimeConfig) -> str:
 
 
 def load_recipes(folder: pathlib.Path) -> dict[str, tuple[str, Config]]:
-    """Read every recipe of a folder: one Python file each, with a docstring and ``CONFIG``.
+    """Read every recipe of a folder: Python files with a docstring, ``CONFIG``, and perhaps variants of it.
+
+    A variant is any other configuration that the file defines, such as ``SMOKE``, the same for a laptop; it is found
+    under its own name.
 
     Returns:
         Name -> (first line of the docstring, configuration), by name.
@@ -75,10 +78,14 @@ def load_recipes(folder: pathlib.Path) -> dict[str, tuple[str, Config]]:
     recipes = {}
     for path in sorted(folder.glob("[a-z]*.py")):
         module = _load(path)
-        config = getattr(module, "CONFIG", None)
-        require(isinstance(config, Config), f"{path} defines no CONFIG = jaxdiff.config.Config(...)")
-        assert isinstance(config, Config)  # narrows the type
-        recipes[config.name] = ((module.__doc__ or "").strip().splitlines()[0], config)
+        found = [value for name, value in vars(module).items() if name.isupper() and isinstance(value, Config)]
+        require(
+            isinstance(getattr(module, "CONFIG", None), Config),
+            f"{path} defines no CONFIG = jaxdiff.config.Config(...)",
+        )
+        for config in found:
+            require(config.name not in recipes, f"{path}: another recipe is called {config.name!r} too")
+            recipes[config.name] = ((module.__doc__ or "").strip().splitlines()[0], config)
     require(bool(recipes), f"no recipes in {folder}: run this program from a clone of the repository")
     return recipes
 

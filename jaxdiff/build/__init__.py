@@ -1,9 +1,9 @@
 """From a configuration to objects: the single place that maps names to functions."""
 
-from jaxdiff.build.model import Model, conv_network, init_params, model, param_shapes, resolve, source
+from jaxdiff.build.model import Model, conv_network, init_params, model, param_shapes, resolve, source, stand_in
 from jaxdiff.build.parts import noise_levels, parameterization, schedule, weighting
 from jaxdiff.build.sampling import conditioning, draw, grid, sampler
-from jaxdiff.build.training import averages, loss, optimizer
+from jaxdiff.build.training import averages, loss, optimizer, unrolled_step
 
 __all__ = [
     "Model",
@@ -23,5 +23,7 @@ __all__ = [
     "sampler",
     "schedule",
     "source",
+    "stand_in",
+    "unrolled_step",
     "weighting",
 ]

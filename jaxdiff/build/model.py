@@ -13,7 +13,7 @@ from jaxdiff import data, networks
 from jaxdiff.build.parts import parameterization
 from jaxdiff.typing import Cond, Network, Parameterization, Params, require
 
-__all__ = ["Model", "conv_network", "init_params", "model", "param_shapes", "resolve", "source"]
+__all__ = ["Model", "conv_network", "init_params", "model", "param_shapes", "resolve", "source", "stand_in"]
 
 
 class Model(NamedTuple):
@@ -53,6 +53,25 @@ def source(config: C.DataConfig, *, seed: int = 0) -> data.Source:
         bool(config.path) or config.kind not in ("npz", "folder", "csv", "audio"),
         f"data.kind {config.kind!r} reads a file or folder: give --data.path PATH",
     )
+    opened = _open(config, seed)
+    for name, wanted, found in (
+        ("shape", config.shape, opened.spec.shape),
+        ("classes", config.classes, opened.spec.num_classes),
+    ):
+        require(not wanted or wanted == found, f"data.{name} is {wanted} but {opened.origin} has {found}")
+    return opened
+
+
+def stand_in(config: C.DataConfig) -> data.Source | None:
+    """Random examples of ``data.shape`` for planning a run whose data lie elsewhere; None if they are at hand."""
+    elsewhere = config.kind in ("npz", "folder", "tfds") and not config.path
+    if not config.shape or not elsewhere:
+        return None
+    image = len(config.shape) == 3 and config.shape[-1] in (1, 3)
+    return data.stand_in(config.shape, num_classes=config.classes, image=image)
+
+
+def _open(config: C.DataConfig, seed: int) -> data.Source:
     label = config.label or "auto"
     match config.kind:
         case "digits":

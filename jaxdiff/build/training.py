@@ -1,18 +1,21 @@
 """Loss and optimizer from their names."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 from jaxdiff import config as C
 from jaxdiff import ema, losses
-from jaxdiff.build.model import Model
+from jaxdiff.build.model import Model, init_params, model
 from jaxdiff.build.parts import noise_levels, weighting
-from jaxdiff.training import make_optimizer
+from jaxdiff.data import DataSpec
+from jaxdiff.training import init_state, make_optimizer, make_train_step
 from jaxdiff.typing import Loss
 
-__all__ = ["averages", "loss", "optimizer"]
+__all__ = ["averages", "loss", "optimizer", "unrolled_step"]
 
 
 def loss(config: C.Config, built: Model) -> Loss:
@@ -44,6 +47,23 @@ def optimizer(config: C.Config) -> tuple[optax.GradientTransformation, Callable[
         clip_norm=section.clip,
         accumulate=section.accumulate,
     )
+
+
+def unrolled_step(config: C.Config, spec: DataSpec, batch: Any, key: Any) -> tuple[Any, ...]:
+    """The train step without a loop over the depth, and abstract arguments for it: what its operations are counted on.
+
+    Returns:
+        (jitted step, state, batch, key).
+    """
+    if hasattr(config.network, "scan"):
+        config = dataclasses.replace(config, network=dataclasses.replace(config.network, scan=False))  # pyright: ignore[reportCallIssue]
+    built = model(config, spec)
+    objective, (tx, _) = loss(config, built), optimizer(config)
+    average, tracks = averages(config)
+    state = jax.eval_shape(
+        lambda: init_state(init_params(built, jax.random.key(0)), tx, loss=objective, batch=batch, tracks=list(tracks))
+    )
+    return make_train_step(objective, tx, ema_decay=average, tracks=tracks), state, batch, key
 
 
 def averages(config: C.Config) -> tuple[ema.Profile, dict[str, ema.Profile]]:

@@ -79,6 +79,10 @@ class DataConfig:
     """What else the network is told, from the arrays cond_NAME of an npz file: metadata, embedded text, an image."""
     flip: bool = False
     """Random horizontal flips. Leave off for text and digits."""
+    shape: tuple[int, ...] = ()
+    """Shape that every example must have, such as 32 32 4; empty: any. --dry-run needs no data where it is given."""
+    classes: int = 0
+    """Number of classes that the data must have; 0: any."""
     num: int = 0
     """Number of synthetic examples (toy2d, vectors)."""
     length: int = 0

@@ -9,7 +9,7 @@ from jaxdiff.data.normalize import Normalizer, image_normalizer, make_normalizer
 from jaxdiff.data.pipeline import Batch, CondKind, Loader, check_batch, drain, flips, indices
 from jaxdiff.data.sound import audio
 from jaxdiff.data.spec import DataError, DataSpec, Example, Source, fingerprint_of
-from jaxdiff.data.synthetic import digits, gaussian_vectors, mixture, toy2d
+from jaxdiff.data.synthetic import digits, gaussian_vectors, mixture, stand_in, toy2d
 from jaxdiff.data.tables import csv
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "mixture",
     "npz",
     "null_inputs",
+    "stand_in",
     "tfds_source",
     "to_uint8",
     "toy2d",

@@ -8,7 +8,7 @@ import numpy as np
 from jaxdiff.data.memory import ArraySource, arrays
 from jaxdiff.data.spec import DataError, fingerprint_of
 
-__all__ = ["digits", "gaussian_vectors", "mixture", "toy2d"]
+__all__ = ["digits", "gaussian_vectors", "mixture", "stand_in", "toy2d"]
 
 MIXTURES = ("gaussians8", "grid25")
 TOYS = (*MIXTURES, "moons", "spiral", "checkerboard")
@@ -149,3 +149,18 @@ def _generator(num: int, seed: int) -> np.random.Generator:
     if num < 1 or seed < 0:
         raise DataError(f"num must be at least 1 and seed at least 0, got num={num}, seed={seed}")
     return np.random.default_rng(seed)
+
+
+def stand_in(shape: tuple[int, ...], *, num_classes: int = 0, image: bool = False, num: int = 64) -> ArraySource:
+    """Random examples in place of data that are not at hand, for planning and timing.
+
+    Args:
+        shape: of one example.
+        num_classes: labels 0, 1, ... in turn; 0 for none.
+        image: uint8 noise, otherwise standard normal.
+        num: of examples.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (num, *shape), np.uint8) if image else rng.standard_normal((num, *shape), np.float32)
+    labels = np.arange(num) % num_classes if num_classes else None
+    return arrays(x, labels, num_classes=num_classes or None, origin=f"stand-in for data of shape {shape}")
