@@ -90,7 +90,7 @@ def test_a_longer_run_continues(straight, tmp_path):
 def test_dry_run_plans_and_writes_nothing(tmp_path):
     done = run("train.py", *TINY, "--run-dir", tmp_path / "dry", "--dry-run")
     assert done.returncode == 0, done.stderr
-    for word in ("parameters:", "GFLOP", "MB", "ms", "minutes", "x float32(32, 2)"):
+    for word in ("parameters:", "GFLOP", "GB per device", "ms", "minutes", "x float32(32, 2)"):
         assert word in done.stdout
     assert not (tmp_path / "dry").exists()
 
