@@ -1,0 +1,141 @@
+"""DiffiT for latents: a transformer whose self-attention, and nothing else, is told the noise level and the label."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdiff.networks.depth import run_blocks
+from jaxdiff.networks.embeddings import grid_positions
+from jaxdiff.networks.initializers import constant, glorot_uniform, normal
+from jaxdiff.networks.layers import (
+    LayerNorm,
+    Linear,
+    check_channels,
+    check_divisible,
+    depth_to_space,
+    space_to_depth,
+)
+from jaxdiff.networks.preset import Preset
+from jaxdiff.networks.tmsa import DiffiTBlock, TimeToken
+from jaxdiff.typing import Cond
+
+__all__ = ["DiffiT", "presets"]
+
+
+class DiffiT(nn.Module):
+    """Latent DiffiT: patches, fixed positions, ``depth`` blocks of time-dependent self-attention, a linear head.
+
+    Equation: ``h = Linear(patches) + positions``; ``h = TMSA(LN(h), c) + h; h = MLP(LN(h)) + h`` for each block, with
+    ``c = t_emb + y_emb`` and one window, the whole grid; ``y = Linear(SiLU(LN(h)))``, which starts at zero. No norm has
+    an affine map.
+
+    The learned bias of the attention has an entry for every offset in the grid: the parameters belong to one size.
+
+    Fields:
+        width: of the tokens; a multiple of 4 and of ``heads``.
+        depth: number of blocks.
+        heads: of every attention.
+        patch: side of the patches of one token.
+        mlp_ratio: width of the MLPs in units of ``width``.
+        channels: channels of the latents.
+        out_channels: channels of the output, twice ``channels`` for a learned variance; None for ``channels``.
+        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null label,
+            and a missing label counts as null.
+        time_scale: factor on ``noise_cond`` before its sinusoidal embedding: 1 for steps 1..T, 1000 for a flow's t.
+        scan: compile one block and loop over the depth; its parameters are stacked under "blocks".
+        remat: recompute the insides of the blocks in the backward pass.
+        dtype: compute type; parameters, embeddings, statistics and output are float32.
+
+    Raises:
+        ValueError: for fields out of range, or an input of the wrong channels or size.
+
+    Reference: Hatamizadeh et al. 2023, DiffiT: diffusion vision transformers for image generation, arXiv:2312.02139.
+
+    Example:
+        >>> DiffiT(width=64, depth=2, heads=2).patch
+        2
+    """
+
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    patch: int = 2
+    mlp_ratio: int = 4
+    channels: int = 4
+    out_channels: int | None = None
+    num_classes: int = 0
+    time_scale: float = 1.0
+    scan: bool = False
+    remat: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.heads < 1 or self.width < 4 or self.width % 4 or self.width % self.heads:
+            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
+        if min(self.depth, self.patch, self.mlp_ratio) < 1 or self.num_classes < 0:
+            raise ValueError(
+                "depth, patch and mlp_ratio must be at least 1 and num_classes at least 0, got "
+                f"{self.depth}, {self.patch}, {self.mlp_ratio}, {self.num_classes}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch h w channels"],
+        noise_cond: Float[Array, " batch"],
+        cond: Cond = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch h w outputs"]:
+        """Return the raw prediction, (batch, h, w, out_channels) float32.
+
+        Args:
+            x: scaled noisy latents.
+            noise_cond: one real number per row; see ``time_scale``.
+            cond: may hold "label".
+            train: has no effect: there is no dropout.
+        """
+        check_channels("DiffiT", x.shape, self.channels)
+        check_divisible(x.shape[1:3], self.patch)
+        zero, outputs = constant(0.0), self.out_channels or self.channels
+        token = TimeToken(
+            self.width, time_scale=self.time_scale, num_classes=self.num_classes, kernel_init=normal(0.02), name="time"
+        )(noise_cond, cond)
+        patches = space_to_depth(x, self.patch)
+        init = glorot_uniform(patches.shape[-1], self.width)
+        h = Linear(self.width, kernel_init=init, bias_init=zero, dtype=self.dtype, name="patches")(patches)
+        positions = grid_positions(*h.shape[1:3], self.width).reshape(1, *h.shape[1:])
+        h = h + positions.astype(self.dtype)
+        h = run_blocks(self._block, self.depth, h, token, train=train, scan=self.scan, remat=self.remat)
+        h = jax.nn.silu(LayerNorm(affine=False, epsilon=1e-6)(h.astype(jnp.float32)))
+        h = Linear(outputs * self.patch**2, kernel_init=zero, bias_init=zero, name="head")(h)
+        return depth_to_space(h, self.patch)
+
+    def _block(self, name: str) -> DiffiTBlock:
+        return DiffiTBlock(self.heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype, name=name)
+
+
+def presets() -> dict[str, Preset]:
+    """Published sizes, with the learned variance and the depth of the published weights.
+
+    The text names a depth of 30, which has 600,906,752 parameters; 28 is what the stated 561 M and the weights have.
+    """
+
+    def imagenet(size: int, parameters: int, gflops: float | None) -> Preset:
+        return Preset(
+            lambda: DiffiT(out_channels=8, num_classes=1000),
+            (size, size, 4),
+            {"label": jax.ShapeDtypeStruct((1,), jnp.int32)},
+            parameters,
+            gflops,
+            "Hatamizadeh et al. 2023, arXiv:2312.02139, latent network for ImageNet",
+        )
+
+    return {
+        "diffit-imagenet256": imagenet(32, 561_035_232, 114.0),
+        "diffit-imagenet512": imagenet(64, 562_382_816, None),
+    }

@@ -1,0 +1,229 @@
+"""DiffiT for images: a U-shaped network of convolutions and windowed time-dependent self-attention."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdiff.networks.depth import run_blocks
+from jaxdiff.networks.initializers import constant
+from jaxdiff.networks.layers import (
+    Conv,
+    GroupNorm,
+    Linear,
+    check_channels,
+    check_divisible,
+    depth_to_space,
+    space_to_depth,
+    upsample_nearest,
+)
+from jaxdiff.networks.preset import Preset
+from jaxdiff.networks.tmsa import TIMES, DiffiTBlock, Time, TimeToken
+from jaxdiff.typing import Cond
+
+__all__ = ["DiffiTImage", "DiffiTResBlock", "presets"]
+
+
+class DiffiTResBlock(nn.Module):
+    """Convolution and transformer block with a shortcut around both.
+
+    Equation: ``xh = conv(Swish(GN(x))); y = DiffiTBlock(xh, xt) + x``. Fields: ``groups`` of the norm, the others as in
+    ``DiffiTBlock``.
+
+    Reference: Hatamizadeh et al. 2023, arXiv:2312.02139.
+    """
+
+    heads: int
+    window: int | None
+    mlp_ratio: int
+    time: Time
+    groups: int
+    dropout: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], *, train: bool
+    ) -> Float[Array, "b h w c"]:
+        """Transform the pixels of each row."""
+        h = jax.nn.silu(GroupNorm(self.groups, name="norm")(x))
+        h = Conv(x.shape[-1], dtype=self.dtype, name="conv")(h)
+        block = DiffiTBlock(
+            self.heads, self.window, self.mlp_ratio, self.time, self.dropout, self.dtype, name="transformer"
+        )
+        return block(h, embedding, train=train) + x
+
+
+class DiffiTImage(nn.Module):
+    """Image-space DiffiT: a U-shape whose levels are chains of ``DiffiTResBlock``, told the noise level by one token.
+
+    Tokenizer conv3; per level ``blocks`` residual blocks, then a convolution down; on the way up nearest and conv3, the
+    feature map of the same resolution concatenated, a linear map to the width, as many residual blocks; head GroupNorm,
+    Swish, conv3. The lowest level has one chain. What the paper leaves open is chosen so: convolutions down are 2 wide
+    with stride 2 (written without stride), the size of a head is ``head_dim``, the time token has 4 times the
+    dimensions of its sinusoid.
+
+    Fields:
+        widths: channels of each level, multiples of ``groups`` and ``head_dim``.
+        blocks: residual blocks of each level, on the way down and again on the way up.
+        window: side of the windows of attention at every level; None for the whole image, whose size the parameters
+            then depend on.
+        head_dim: size of an attention head; 32 and more are fast on a CPU.
+        mlp_ratio: width of the MLPs in units of the channels.
+        time: where the time token enters: "tmsa" in Q, K and V of every attention, as published; for comparison only in
+            the relative position "bias", only in the "mlp", or added to each "token" before every block.
+        token_dim: dimensions of the time token, a multiple of 8.
+        patch: move ``patch`` x ``patch`` pixels into channels before the tokenizer and back after the head.
+        channels: channels of the images.
+        out_channels: channels of the output; None for ``channels``.
+        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null label,
+            and a missing label counts as null.
+        time_scale: factor on ``noise_cond`` before its sinusoidal embedding: 1 for steps 1..T, 1000 for EDM's
+            ln(sigma)/4 or a flow's t.
+        dropout: rate inside the MLPs, in [0, 1).
+        groups: groups of every GroupNorm.
+        zero_init_head: start the head at zero, so that the network first predicts 0.
+        remat: recompute the insides of the residual blocks in the backward pass.
+        dtype: compute type; parameters, embeddings, statistics and output are float32.
+
+    Height and width must be multiples of ``size_factor``.
+
+    Raises:
+        ValueError: for fields out of range, or an input of the wrong channels or size.
+
+    Reference: Hatamizadeh et al. 2023, DiffiT: diffusion vision transformers for image generation, arXiv:2312.02139.
+
+    Example:
+        >>> DiffiTImage(widths=(64, 64), blocks=(1, 1), window=4).size_factor
+        8
+    """
+
+    widths: tuple[int, ...] = (256, 256, 256)
+    blocks: tuple[int, ...] = (4, 4, 4)
+    window: int | None = 4
+    head_dim: int = 64
+    mlp_ratio: int = 4
+    time: Time = "tmsa"
+    token_dim: int = 512
+    patch: int = 1
+    channels: int = 3
+    out_channels: int | None = None
+    num_classes: int = 0
+    time_scale: float = 1.0
+    dropout: float = 0.0
+    groups: int = 32
+    zero_init_head: bool = False
+    remat: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if not self.widths or len(self.widths) != len(self.blocks) or min(self.blocks) < 1:
+            raise ValueError(f"widths and blocks need one positive entry per level, got {self.widths}, {self.blocks}")
+        if any(w < 1 or w % self.groups or w % self.head_dim for w in self.widths):
+            raise ValueError(
+                f"widths must be multiples of groups={self.groups} and head_dim={self.head_dim}, got {self.widths}"
+            )
+        if self.token_dim < 8 or self.token_dim % 8:
+            raise ValueError(f"token_dim must be a multiple of 8, got {self.token_dim}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.time not in TIMES:
+            raise ValueError(f"time must be one of {', '.join(TIMES)}; got {self.time!r}")
+        if min(self.patch, self.mlp_ratio, self.window or 1) < 1 or self.num_classes < 0:
+            raise ValueError(
+                "patch, mlp_ratio and window must be at least 1 and num_classes at least 0, got "
+                f"{self.patch}, {self.mlp_ratio}, {self.window}, {self.num_classes}"
+            )
+        super().__post_init__()
+
+    @property
+    def size_factor(self) -> int:
+        """What height and width must be multiples of."""
+        return self.patch * (self.window or 1) * 2 ** (len(self.widths) - 1)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch h w channels"],
+        noise_cond: Float[Array, " batch"],
+        cond: Cond = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch h w outputs"]:
+        """Return the raw prediction, (batch, h, w, out_channels) float32.
+
+        Args:
+            x: scaled noisy images.
+            noise_cond: one real number per row; see ``time_scale``.
+            cond: may hold "label".
+            train: apply dropout (needs the random stream "dropout").
+        """
+        check_channels("DiffiTImage", x.shape, self.channels)
+        check_divisible(x.shape[1:3], self.size_factor)
+        token = TimeToken(self.token_dim, self.token_dim // 4, self.time_scale, self.num_classes, name="time")(
+            noise_cond, cond
+        )
+        h = Conv(self.widths[0], dtype=self.dtype, name="tokenizer")(space_to_depth(x, self.patch))
+        skips = []
+        for level, width in enumerate(self.widths):
+            if level:
+                skips.append(h)
+                h = Linear(width, dtype=self.dtype, name=f"down{level}")(space_to_depth(h, 2))
+            h = self._chain(h, token, level, f"down{level}_block", train)
+        for level in reversed(range(len(self.widths) - 1)):
+            h = Conv(self.widths[level], dtype=self.dtype, name=f"up{level}")(upsample_nearest(h))
+            both = jnp.concatenate([h, skips.pop()], axis=-1)
+            h = Linear(self.widths[level], dtype=self.dtype, name=f"up{level}_join")(both)
+            h = self._chain(h, token, level, f"up{level}_block", train)
+        h = jax.nn.silu(GroupNorm(self.groups, name="head_norm")(h)).astype(jnp.float32)
+        init = constant(0.0) if self.zero_init_head else None
+        outputs = (self.out_channels or self.channels) * self.patch**2
+        return depth_to_space(Conv(outputs, kernel_init=init, bias_init=init, name="head")(h), self.patch)
+
+    def _chain(self, h: Array, token: Array, level: int, name: str, train: bool) -> Array:
+        """The residual blocks of one level."""
+        heads = self.widths[level] // self.head_dim
+        fields = (heads, self.window, self.mlp_ratio, self.time, self.groups, self.dropout, self.dtype)
+        blocks = self.blocks[level]
+        return run_blocks(
+            lambda name: DiffiTResBlock(*fields, name=name), blocks, h, token, train=train, remat=self.remat, name=name
+        )
+
+
+def presets() -> dict[str, Preset]:
+    """Published sizes with both counts of blocks that the paper states, and a small network for MNIST on a CPU.
+
+    Nobody states the parameters of the image-space networks.
+    """
+    source = "Hatamizadeh et al. 2023, arXiv:2312.02139, image-space network, "
+    h, i = source + "blocks as in appendix H", source + "blocks as in appendix I"
+    cifar, ffhq, ffhq_widths = (32, 32, 3), (64, 64, 3), (128, 256, 256, 256)
+    label = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
+    mnist = DiffiTImage(
+        widths=(64, 96),
+        blocks=(1, 2),
+        window=7,
+        head_dim=32,
+        mlp_ratio=2,
+        token_dim=128,
+        patch=2,
+        channels=1,
+        num_classes=10,
+        time_scale=1000.0,
+        zero_init_head=True,
+    )
+    return {
+        "diffit-cifar10-444": Preset(lambda: DiffiTImage(), cifar, source=h),
+        "diffit-cifar10-222": Preset(lambda: DiffiTImage(blocks=(2, 2, 2)), cifar, source=i),
+        "diffit-ffhq64-4444": Preset(
+            lambda: DiffiTImage(widths=ffhq_widths, blocks=(4, 4, 4, 4), window=8), ffhq, source=h
+        ),
+        "diffit-ffhq64-1222": Preset(
+            lambda: DiffiTImage(widths=ffhq_widths, blocks=(1, 2, 2, 2), window=8), ffhq, source=i
+        ),
+        "diffit-mnist": Preset(
+            lambda: mnist.clone(), (28, 28, 1), label, source="as cheap per step as the U-Net of the recipe mnist"
+        ),
+    }
