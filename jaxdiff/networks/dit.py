@@ -1,0 +1,297 @@
+"""DiT: a transformer over the patches of an image whose blocks are modulated by noise level and label."""
+
+import functools
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdiff.networks.attention import attend
+from jaxdiff.networks.conditioning import VectorEmbedding, concat_image
+from jaxdiff.networks.depth import run_blocks
+from jaxdiff.networks.embeddings import grid_positions, labels_or_null, sinusoidal_embedding
+from jaxdiff.networks.initializers import constant, declare, glorot_uniform, normal
+from jaxdiff.networks.layers import (
+    LayerNorm,
+    Linear,
+    check_channels,
+    check_divisible,
+    depth_to_space,
+    space_to_depth,
+)
+from jaxdiff.networks.preset import Preset
+from jaxdiff.typing import Cond
+
+__all__ = ["DiT", "DiTBlock", "PatchHead", "TimestepEmbedding", "dense", "modulate", "modulation", "presets"]
+
+
+def dense(x: Float[Array, "... inputs"], features: int, name: str, dtype: DTypeLike) -> Float[Array, "... outputs"]:
+    """Linear layer with a Glorot-uniform kernel and a bias of zero; call it inside a compact method."""
+    kernel = glorot_uniform(x.shape[-1], features)
+    return Linear(features, kernel_init=kernel, bias_init=constant(0.0), dtype=dtype, name=name)(x)
+
+
+def modulation(
+    embedding: Float[Array, "b e"], parts: int, width: int, name: str, dtype: DTypeLike
+) -> list[Float[Array, "b 1 width"]]:
+    """Return ``parts`` vectors ``Linear(SiLU(embedding))`` that start at zero; call it inside a compact method."""
+    zero = constant(0.0)
+    linear = Linear(parts * width, kernel_init=zero, bias_init=zero, dtype=dtype, name=name)
+    return jnp.split(linear(jax.nn.silu(embedding))[:, None, :], parts, axis=-1)
+
+
+def modulate(
+    h: Float[Array, "b n width"], shift: Float[Array, "b 1 width"], scale: Float[Array, "b 1 width"], epsilon: float
+) -> Float[Array, "b n width"]:
+    """``(1 + scale) * LN(h) + shift`` with a layer normalisation that has no parameters."""
+    return LayerNorm(affine=False, epsilon=epsilon)(h) * (1.0 + scale) + shift
+
+
+class TimestepEmbedding(nn.Module):
+    """``e = Linear(SiLU(Linear(concat(cos(w_k v), sin(w_k v)))))`` of real numbers v; float32.
+
+    Fields: ``features`` of e; ``dim`` of the waves; ``endpoint``: whether the lowest frequency is 1/10000 or one
+    step short of it.
+    """
+
+    features: int
+    dim: int = 256
+    endpoint: bool = False
+
+    @nn.compact
+    def __call__(self, values: Float[Array, " batch"]) -> Float[Array, "batch features"]:
+        """Embed (batch,) numbers."""
+        e = sinusoidal_embedding(values.astype(jnp.float32), self.dim, endpoint=self.endpoint, cosine_first=True)
+        layer = functools.partial(Linear, self.features, kernel_init=normal(0.02), bias_init=constant(0.0))
+        return layer(name="out")(jax.nn.silu(layer(name="in")(e)))
+
+
+class PatchHead(nn.Module):
+    """``Linear((1 + scale) * LN(h) + shift)`` of every token, put together to an image; starts at zero.
+
+    Fields: ``patch``; ``features``: channels of the image; ``rows`` of patches. Computes in float32.
+    """
+
+    patch: int
+    features: int
+    rows: int
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "b n width"], embedding: Float[Array, "b e"]) -> Float[Array, "b h w c"]:
+        """Map (b, rows * columns, width) to (b, rows * patch, columns * patch, features)."""
+        zero = constant(0.0)
+        shift, scale = modulation(embedding, 2, h.shape[-1], "modulation", jnp.float32)
+        h = modulate(h.astype(jnp.float32), shift, scale, 1e-6)
+        h = Linear(self.patch**2 * self.features, kernel_init=zero, bias_init=zero, name="linear")(h)
+        return depth_to_space(einops.rearrange(h, "b (h w) c -> b h w c", h=self.rows), self.patch)
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP on normalised tokens, each shifted, scaled and gated by the embedding (adaLN-zero).
+
+    Equation: ``h += g1 * Attention((1 + s1) LN(h) + b1)``; ``h += g2 * MLP((1 + s2) LN(h) + b2)`` with ``(b1, s1, g1,
+    b2, s2, g2) = Linear(SiLU(embedding))``, which starts at zero, so that the block starts as the identity.
+
+    Fields: as those of ``DiT``.
+
+    Reference: Peebles and Xie 2022, section 3.2, arXiv:2212.09748.
+    """
+
+    heads: int
+    mlp_ratio: int = 4
+    mlp_epsilon: float = 1e-6
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, h: Float[Array, "b n width"], embedding: Float[Array, "b e"], *, train: bool
+    ) -> Float[Array, "b n width"]:
+        """Transform the tokens of each row."""
+        width = h.shape[-1]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation(embedding, 6, width, "modulation", self.dtype)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        qkv = dense(modulate(h, shift1, scale1, 1e-6), 3 * width, "qkv", self.dtype)
+        q, k, v = einops.rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.heads)
+        mixed = einops.rearrange(attend(q, k, v), "b n h d -> b n (h d)")
+        h = h + gate1 * drop(dense(mixed, width, "attention_out", self.dtype))
+        y = dense(modulate(h, shift2, scale2, self.mlp_epsilon), self.mlp_ratio * width, "mlp_in", self.dtype)
+        return h + gate2 * drop(dense(jax.nn.gelu(y, approximate=True), width, "mlp_out", self.dtype))
+
+
+class DiT(nn.Module):
+    """Transformer over patches: linear patch embedding plus fixed positions, ``depth`` DiT blocks, a linear head.
+
+    ``e = MLP(waves(time_scale * noise)) + table[label]`` modulates every block and the head. The head starts at zero
+    and every block as the identity; the defaults are the published XL/2 for latents without labels.
+
+    Fields:
+        patch: height and width of a patch, at least 1.
+        width: of the tokens; a multiple of 4 and of ``heads``.
+        depth: number of blocks.
+        heads: of every attention.
+        mlp_ratio: width of the inside of an MLP in units of ``width``.
+        channels: of the images.
+        out_channels: of the output; None for ``channels``. Published networks have 2 * channels: the prediction and
+            the variance.
+        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded; the last one is the null
+            label, and a missing label counts as null.
+        vector_size: 0, or the length of ``cond["vector"]``, which is then added to the embedding.
+        image_channels: 0, or the channels of ``cond["image"]``, which are then concatenated to ``x``.
+        time_scale: factor on ``noise_cond``: 1 for steps up to 1000, 1000 for values of order one.
+        time_endpoint: whether the lowest frequency of the time embedding is 1/10000 (diffusers) or one step short of it.
+        mlp_epsilon: of the normalisation before the MLP; 1e-5 in diffusers. All others have 1e-6.
+        dropout: rate on the result of attention and MLP, in [0, 1); published: 0.
+        scan: loop over the depth; see ``depth.run_blocks``.
+        remat: recompute the insides of blocks in the backward pass.
+        dtype: compute type; parameters, embeddings, statistics, head and output are float32.
+
+    Height and width must be multiples of ``patch``; as positions are fixed, any such size can be fed.
+
+    Raises:
+        ValueError: for fields out of range, or an input of the wrong channels or size.
+
+    Reference: Peebles and Xie 2022, Scalable diffusion models with transformers, section 3, arXiv:2212.09748.
+
+    Example:
+        >>> DiT(patch=4, width=384, depth=12, heads=6, num_classes=1000).depth
+        12
+    """
+
+    patch: int = 2
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    mlp_ratio: int = 4
+    channels: int = 4
+    out_channels: int | None = None
+    num_classes: int = 0
+    vector_size: int = 0
+    image_channels: int = 0
+    time_scale: float = 1.0
+    time_endpoint: bool = False
+    mlp_epsilon: float = 1e-6
+    dropout: float = 0.0
+    scan: bool = False
+    remat: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.width < 4 or self.width % 4 or self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
+        if min(self.patch, self.depth, self.mlp_ratio, self.channels) < 1:
+            raise ValueError(
+                "patch, depth, mlp_ratio and channels must be at least 1, got "
+                f"{self.patch}, {self.depth}, {self.mlp_ratio}, {self.channels}"
+            )
+        if min(self.num_classes, self.vector_size, self.image_channels) < 0:
+            raise ValueError(
+                "num_classes, vector_size and image_channels must be at least 0, got "
+                f"{self.num_classes}, {self.vector_size}, {self.image_channels}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        super().__post_init__()
+
+    @property
+    def size_factor(self) -> int:
+        """What height and width must be multiples of."""
+        return self.patch
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch h w channels"],
+        noise_cond: Float[Array, " batch"],
+        cond: Cond = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch h w outputs"]:
+        """Return the raw prediction, (batch, h, w, out_channels) float32.
+
+        Args:
+            x: scaled noisy images.
+            noise_cond: one real number per row; see ``time_scale``.
+            cond: may hold "label", "vector" and "image".
+            train: apply dropout (needs the random stream "dropout").
+        """
+        check_channels("DiT", x.shape, self.channels)
+        check_divisible(x.shape[1:3], self.patch)
+        x = concat_image(x, cond, self.image_channels)
+        rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
+        tokens = einops.rearrange(space_to_depth(x, self.patch), "b h w c -> b (h w) c")
+        positions = grid_positions(rows, columns, self.width)[None]
+        h = dense(tokens, self.width, "patches", self.dtype) + positions.astype(self.dtype)
+        embedding = self._embedding(noise_cond, cond)
+        h = run_blocks(
+            lambda name: DiTBlock(self.heads, self.mlp_ratio, self.mlp_epsilon, self.dropout, self.dtype, name=name),
+            self.depth,
+            h,
+            embedding,
+            train=train,
+            scan=self.scan,
+            remat=self.remat,
+        )
+        return PatchHead(self.patch, self.out_channels or self.channels, rows, name="head")(h, embedding)
+
+    def _embedding(self, noise_cond: Array, cond: Cond) -> Array:
+        """Noise level, label and vector as one embedding per row, float32."""
+        batch = noise_cond.shape[0]
+        embed = TimestepEmbedding(self.width, endpoint=self.time_endpoint, name="time")
+        embedding = embed(self.time_scale * noise_cond.astype(jnp.float32))
+        if self.num_classes:
+            table = declare(self, "label_table", normal(0.02), (self.num_classes + 1, self.width))
+            label = labels_or_null(cond, batch, self.num_classes)
+            embedding = embedding + jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)
+        if self.vector_size:
+            embedding = embedding + VectorEmbedding(self.vector_size, self.width, normal(0.02), name="vector")(
+                cond, batch
+            )
+        return embedding
+
+
+SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+"""Name -> (width, depth, heads)."""
+
+# Latents of 256 px, then of 512 px: trainable parameters and forward multiply-adds in 1e9.
+_PUBLISHED = {
+    "s/2": (32_865_056, 6.06),
+    "s/4": (32_920_448, 1.41),
+    "s/8": (33_142_016, 0.36),
+    "b/2": (130_315_808, 23.01),
+    "b/4": (130_426_496, 5.56),
+    "b/8": (130_869_248, 1.42),
+    "l/2": (457_840_672, 80.71),
+    "l/4": (457_988_224, 19.70),
+    "l/8": (458_578_432, 5.01),
+    "xl/2": (674_834_720, 118.64),
+    "xl/4": (675_000_704, 29.05),
+    "xl/8": (675_664_640, 7.39),
+}
+
+
+def presets() -> dict[str, Preset]:
+    """Return S, B, L and XL at patches 2, 4 and 8 for latents of 256 and 512 px, 1000 classes, learned variance."""
+    table = {}
+    for size, (width, depth, heads) in SIZES.items():
+        for patch in (2, 4, 8):
+            build = functools.partial(
+                DiT, patch=patch, width=width, depth=depth, heads=heads, out_channels=8, num_classes=1000
+            )
+            parameters, gflops = _PUBLISHED[f"{size}/{patch}"]
+            for pixels, side in ((256, 32), (512, 64)):
+                known = gflops if pixels == 256 else 524.60 if (size, patch) == ("xl", 2) else None
+                table[f"dit-{size}/{patch}-{pixels}"] = Preset(
+                    build,
+                    (side, side, 4),
+                    {"label": jax.ShapeDtypeStruct((1,), jnp.int32)},
+                    parameters,
+                    known,
+                    "Peebles and Xie 2022, tables 1 and 4, arXiv:2212.09748; parameters counted in the published code, "
+                    "which also stores the fixed positions",
+                )
+    return table
