@@ -152,7 +152,8 @@ def import_params(
     for path, entry in entries.items():
         found = [np.asarray(tensors[name]) for name in entry.names]
         try:
-            arrays[path] = np.ascontiguousarray(entry.read(found), np.float32)
+            # ascontiguousarray would give a scalar an axis.
+            arrays[path] = np.asarray(entry.read(found), np.float32, order="C")
             fits = arrays[path].shape == tuple(wanted[path].shape)
         except ValueError:  # a reshape or concatenation of tensors of unexpected shapes
             fits = False
@@ -183,7 +184,7 @@ def export_params(params: Params, entries: Mapping[str, Entry]) -> dict[str, np.
     if different:
         raise WeightsError("cannot export: " + _listed("parameters without an entry or the reverse", different))
     return {
-        name: np.ascontiguousarray(tensor)
+        name: np.asarray(tensor, order="C")
         for path, entry in entries.items()
         for name, tensor in zip(entry.names, entry.write(np.asarray(flat[path])), strict=True)
     }

@@ -13,7 +13,8 @@ def draw(name, shape):
     values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if len(shape) >= 2:
         return values / np.float32(np.sqrt(np.prod(shape[1:])))
-    return (1 + 0.1 * values if name.rsplit(".", 1)[-1] in SCALES else 0.1 * values).astype(np.float32)
+    # Arithmetic makes a NumPy scalar of an array without axes.
+    return np.asarray(1 + 0.1 * values if name.rsplit(".", 1)[-1] in SCALES else 0.1 * values, np.float32)
 
 
 def normal(name, shape):
