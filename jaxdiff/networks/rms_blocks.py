@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import einops
 import jax
@@ -69,6 +69,7 @@ def for_each_level(value: int | tuple[int, ...], levels: int) -> tuple[int, ...]
     return values
 
 
+@runtime_checkable
 class UNetFields(Protocol):
     """Fields that the U-Nets share."""
 
