@@ -43,12 +43,12 @@ def read_input(cond: Cond, name: str, shape: tuple[int, ...]) -> Array | None:
     return value.astype(jnp.float32)
 
 
-def concat_image(x: Float[Array, "b h w c"], cond: Cond, channels: int) -> Float[Array, "b h w c2"]:
+def concat_image(x: Float[Array, "b *space c"], cond: Cond, channels: int) -> Float[Array, "b *space c2"]:
     """Concatenate ``cond["image"]`` of ``channels`` channels to ``x``; zeros where it is absent.
 
     Args:
         x: scaled noisy images.
-        cond: may hold "image" of shape (b, h, w, channels): a low-resolution image already brought to the size of x,
+        cond: may hold "image" of shape (b, *space, channels): a low-resolution image already brought to the size of x,
             a masked image and its mask, a physical field.
         channels: 0 leaves ``x`` as it is.
 
