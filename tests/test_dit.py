@@ -2,10 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import LABEL, NULL_LABEL, Case, built, initial, inputs
+from network_suite import LABEL, NULL_LABEL, Case
 
 from jaxdiff.networks import count_params, param_shapes
 from jaxdiff.networks.dit import SIZES, DiT, presets

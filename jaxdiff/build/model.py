@@ -108,15 +108,30 @@ _NETWORKS: Mapping[type, Any] = {
     C.ToyUNetConfig: networks.ToyUNet,
     C.DDPMUNetConfig: networks.DDPMUNet,
     C.ContextUnetConfig: networks.ContextUnet,
+    C.DiTConfig: networks.DiT,
+    C.DiffiTConfig: networks.DiffiT,
+    C.DiffiTImageConfig: networks.DiffiTImage,
+    C.EDM2Config: networks.EDM2,
+    C.UnetConfig: networks.Unet,
+    C.Unet1DConfig: networks.Unet1D,
+}
+
+
+_KINDS = {
+    "image": "images (height, width, channels)",
+    "signal": "signals (length, channels)",
+    "array": "vectors (length,) or (length, features)",
 }
 
 
 def _module(config: C.Config, spec: data.DataSpec) -> Any:
     """The network with the fields of its section and those that the data decide."""
     section, condition = config.network, config.data.condition
+    axes = len(spec.shape)
+    fits = {"image": axes == 3, "signal": axes == 2, "array": spec.kind != "image" and axes < 3}
     require(
-        (section.takes == "image") == (spec.kind == "image"),
-        f"network.kind {section.kind!r} is for {'images' if section.takes == 'image' else 'vectors'}, "
+        fits[section.takes],
+        f"network.kind {section.kind!r} is for {_KINDS[section.takes]}, "
         f"but the data are of kind {spec.kind!r} and shape {spec.shape}",
     )
     cls, shapes = _NETWORKS[type(section)], dict(spec.inputs)
@@ -133,9 +148,8 @@ def _module(config: C.Config, spec: data.DataSpec) -> Any:
     fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "kind"}
     fields |= {field: size for field, (size, _) in told.items() if field in known}
     fields |= {"dtype": jnp.dtype(config.runtime.dtype)}
-    if spec.kind == "image":
-        height, width, channels = spec.shape
-        sizes = {"height": height, "width": width, "channels": channels}
+    if axes > 1:
+        sizes = {"height": spec.shape[0], "width": spec.shape[-2], "channels": spec.shape[-1]}
         fields |= {name: size for name, size in sizes.items() if name in known}
     return cls(**fields)
 

@@ -13,6 +13,14 @@ from jaxdiff.config.networks import (
     ToyUNetConfig,
     VectorTransformerConfig,
 )
+from jaxdiff.config.published import (
+    DiffiTConfig,
+    DiffiTImageConfig,
+    DiTConfig,
+    EDM2Config,
+    Unet1DConfig,
+    UnetConfig,
+)
 from jaxdiff.config.sections import (
     Config,
     DataConfig,
@@ -27,6 +35,12 @@ from jaxdiff.config.sections import (
 )
 
 __all__ = [
+    "DiTConfig",
+    "DiffiTConfig",
+    "DiffiTImageConfig",
+    "EDM2Config",
+    "Unet1DConfig",
+    "UnetConfig",
     "Config",
     "ContextUnetConfig",
     "DDPMUNetConfig",

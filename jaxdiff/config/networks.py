@@ -3,6 +3,15 @@
 import dataclasses
 from typing import ClassVar, Literal
 
+from jaxdiff.config.published import (
+    DiffiTConfig,
+    DiffiTImageConfig,
+    DiTConfig,
+    EDM2Config,
+    Unet1DConfig,
+    UnetConfig,
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MLPConfig:
@@ -80,4 +89,16 @@ class VectorTransformerConfig:
     """Factor on the noise condition before its embedding: 1000 for EDM's ln(sigma) / 4, 1 for steps."""
 
 
-NetworkConfig = MLPConfig | ToyUNetConfig | DDPMUNetConfig | ContextUnetConfig | VectorTransformerConfig
+NetworkConfig = (
+    MLPConfig
+    | ToyUNetConfig
+    | DDPMUNetConfig
+    | ContextUnetConfig
+    | VectorTransformerConfig
+    | DiTConfig
+    | DiffiTConfig
+    | DiffiTImageConfig
+    | EDM2Config
+    | UnetConfig
+    | Unet1DConfig
+)

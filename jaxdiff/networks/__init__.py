@@ -3,13 +3,25 @@
 from jaxdiff.networks.adapters import as_network, count_params, init_params, param_shapes
 from jaxdiff.networks.context_unet import ContextUnet
 from jaxdiff.networks.ddpm_unet import DDPMUNet
+from jaxdiff.networks.diffit import DiffiT
+from jaxdiff.networks.diffit_image import DiffiTImage
+from jaxdiff.networks.dit import DiT
+from jaxdiff.networks.edm2 import EDM2
 from jaxdiff.networks.embeddings import positional_encoding, sinusoidal_embedding
 from jaxdiff.networks.layers import check_divisible
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.toy_unet import ToyUNet
+from jaxdiff.networks.unet import Unet
+from jaxdiff.networks.unet1d import Unet1D
 from jaxdiff.networks.vector_transformer import VectorTransformer
 
 __all__ = [
+    "DiT",
+    "DiffiT",
+    "DiffiTImage",
+    "EDM2",
+    "Unet",
+    "Unet1D",
     "MLP",
     "ContextUnet",
     "DDPMUNet",
