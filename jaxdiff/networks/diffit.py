@@ -110,7 +110,8 @@ class DiffiT(nn.Module):
         patches = space_to_depth(x, self.patch)
         init = glorot_uniform(patches.shape[-1], self.width)
         h = Linear(self.width, kernel_init=init, bias_init=zero, dtype=self.dtype, name="patches")(patches)
-        positions = grid_positions(*h.shape[1:3], self.width).reshape(1, *h.shape[1:])
+        rows, columns = h.shape[1:3]
+        positions = grid_positions(rows, columns, self.width).reshape(1, rows, columns, self.width)
         h = h + positions.astype(self.dtype)
         h = run_blocks(self._block, self.depth, h, token, train=train, scan=self.scan, remat=self.remat)
         h = jax.nn.silu(LayerNorm(affine=False, epsilon=1e-6)(h.astype(jnp.float32)))
