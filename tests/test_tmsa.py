@@ -1,5 +1,6 @@
 """Time-dependent attention against its formula, written out with loops over windows, heads and pairs."""
 
+import functools
 import itertools
 
 import jax
@@ -27,7 +28,13 @@ def parameters(module, x=X, token=TOKEN):
 
 def apply(module, params, x=X, token=TOKEN):
     """Result as NumPy."""
-    return np.asarray(quick_jit(module.apply)({"params": params}, x, token))
+    return np.asarray(compiled(module)({"params": params}, x, token))
+
+
+@functools.cache
+def compiled(module):
+    """Its forward pass, once."""
+    return quick_jit(module.apply)
 
 
 def by_hand(params, x, token, heads, rows, columns, time):

@@ -1,5 +1,7 @@
 """DiffiT for latents: a transformer whose self-attention, and nothing else, is told the noise level and the label."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -41,8 +43,8 @@ class DiffiT(nn.Module):
         mlp_ratio: width of the MLPs in units of ``width``.
         channels: channels of the latents.
         out_channels: channels of the output, twice ``channels`` for a learned variance; None for ``channels``.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null label,
-            and a missing label counts as null.
+        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null
+            label, and a missing label counts as null.
         time_scale: factor on ``noise_cond`` before its sinusoidal embedding: 1 for steps 1..T, 1000 for a flow's t.
         scan: compile one block and loop over the depth; its parameters are stacked under "blocks".
         remat: recompute the insides of the blocks in the backward pass.
@@ -108,7 +110,8 @@ class DiffiT(nn.Module):
         patches = space_to_depth(x, self.patch)
         init = glorot_uniform(patches.shape[-1], self.width)
         h = Linear(self.width, kernel_init=init, bias_init=zero, dtype=self.dtype, name="patches")(patches)
-        positions = grid_positions(*h.shape[1:3], self.width).reshape(1, *h.shape[1:])
+        rows, columns = h.shape[1:3]
+        positions = grid_positions(rows, columns, self.width).reshape(1, rows, columns, self.width)
         h = h + positions.astype(self.dtype)
         h = run_blocks(self._block, self.depth, h, token, train=train, scan=self.scan, remat=self.remat)
         h = jax.nn.silu(LayerNorm(affine=False, epsilon=1e-6)(h.astype(jnp.float32)))
@@ -127,7 +130,7 @@ def presets() -> dict[str, Preset]:
 
     def imagenet(size: int, parameters: int, gflops: float | None) -> Preset:
         return Preset(
-            lambda: DiffiT(out_channels=8, num_classes=1000),
+            functools.partial(DiffiT, out_channels=8, num_classes=1000),
             (size, size, 4),
             {"label": jax.ShapeDtypeStruct((1,), jnp.int32)},
             parameters,

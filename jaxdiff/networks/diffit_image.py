@@ -1,5 +1,7 @@
 """DiffiT for images: a U-shaped network of convolutions and windowed time-dependent self-attention."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -77,8 +79,8 @@ class DiffiTImage(nn.Module):
         patch: move ``patch`` x ``patch`` pixels into channels before the tokenizer and back after the head.
         channels: channels of the images.
         out_channels: channels of the output; None for ``channels``.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null label,
-            and a missing label counts as null.
+        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null
+            label, and a missing label counts as null.
         time_scale: factor on ``noise_cond`` before its sinusoidal embedding: 1 for steps 1..T, 1000 for EDM's
             ln(sigma)/4 or a flow's t.
         dropout: rate inside the MLPs, in [0, 1).
@@ -131,7 +133,7 @@ class DiffiTImage(nn.Module):
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.time not in TIMES:
             raise ValueError(f"time must be one of {', '.join(TIMES)}; got {self.time!r}")
-        if min(self.patch, self.mlp_ratio, self.window or 1) < 1 or self.num_classes < 0:
+        if min(self.patch, self.mlp_ratio, 1 if self.window is None else self.window) < 1 or self.num_classes < 0:
             raise ValueError(
                 "patch, mlp_ratio and window must be at least 1 and num_classes at least 0, got "
                 f"{self.patch}, {self.mlp_ratio}, {self.window}, {self.num_classes}"
@@ -195,15 +197,15 @@ class DiffiTImage(nn.Module):
 def presets() -> dict[str, Preset]:
     """Published sizes with both counts of blocks that the paper states, and a small network for MNIST on a CPU.
 
-    Nobody states the parameters of the image-space networks.
+    Nobody states the parameters of the image-space networks. They are told EDM's ln(sigma)/4.
     """
     source = "Hatamizadeh et al. 2023, arXiv:2312.02139, image-space network, "
     h, i = source + "blocks as in appendix H", source + "blocks as in appendix I"
-    cifar, ffhq, ffhq_widths = (32, 32, 3), (64, 64, 3), (128, 256, 256, 256)
     label = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
-    mnist = DiffiTImage(
-        widths=(64, 96),
-        blocks=(1, 2),
+    mnist = functools.partial(
+        DiffiTImage,
+        widths=(64, 128),
+        blocks=(1, 3),
         window=7,
         head_dim=32,
         mlp_ratio=2,
@@ -214,16 +216,12 @@ def presets() -> dict[str, Preset]:
         time_scale=1000.0,
         zero_init_head=True,
     )
+    large = functools.partial(DiffiTImage, widths=(128, 256, 256, 256), window=8, time_scale=1000.0)
+    small = functools.partial(DiffiTImage, widths=(256, 256, 256), window=4, time_scale=1000.0)
     return {
-        "diffit-cifar10-444": Preset(lambda: DiffiTImage(), cifar, source=h),
-        "diffit-cifar10-222": Preset(lambda: DiffiTImage(blocks=(2, 2, 2)), cifar, source=i),
-        "diffit-ffhq64-4444": Preset(
-            lambda: DiffiTImage(widths=ffhq_widths, blocks=(4, 4, 4, 4), window=8), ffhq, source=h
-        ),
-        "diffit-ffhq64-1222": Preset(
-            lambda: DiffiTImage(widths=ffhq_widths, blocks=(1, 2, 2, 2), window=8), ffhq, source=i
-        ),
-        "diffit-mnist": Preset(
-            lambda: mnist.clone(), (28, 28, 1), label, source="as cheap per step as the U-Net of the recipe mnist"
-        ),
+        "diffit-cifar10-444": Preset(functools.partial(small, blocks=(4, 4, 4)), (32, 32, 3), source=h),
+        "diffit-cifar10-222": Preset(functools.partial(small, blocks=(2, 2, 2)), (32, 32, 3), source=i),
+        "diffit-ffhq64-4444": Preset(functools.partial(large, blocks=(4, 4, 4, 4)), (64, 64, 3), source=h),
+        "diffit-ffhq64-1222": Preset(functools.partial(large, blocks=(1, 2, 2, 2)), (64, 64, 3), source=i),
+        "diffit-mnist": Preset(mnist, (28, 28, 1), label, source="at most the step of the U-Net of the recipe mnist"),
     }
