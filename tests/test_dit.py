@@ -1,13 +1,23 @@
 """DiT: the shared suite, published counts, what it starts as, and its weights in both published formats."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import LABEL, NULL_LABEL, Case
+from network_suite import LABEL, NULL_LABEL, Case, built, initial, inputs, quick_jit
+from references import tensors
 
-from jaxdiff.networks import count_params, param_shapes
+from jaxdiff.interop import WeightsError, export_params, import_params
+from jaxdiff.interop import dit as weights
+from jaxdiff.networks import as_network, count_params, param_shapes
 from jaxdiff.networks.dit import SIZES, DiT, presets
+from jaxdiff.networks.embeddings import grid_positions
+
+REFERENCES = pathlib.Path(__file__).parent / "references" / "dit.npz"
 
 SMALL = DiT(patch=2, width=8, depth=2, heads=2, channels=3, num_classes=3, dropout=0.3)
 VECTORS = jnp.linspace(-1.0, 1.0, 20).reshape(4, 5)
@@ -63,3 +73,109 @@ def test_counts_are_the_published_ones(name):
     looped = module.clone(scan=True)  # as many parameters, in fewer arrays
     counted = count_params(param_shapes(looped, (1, *preset.shape), preset.cond))
     assert counted == preset.parameters == count(width, depth, module.patch)
+
+
+# What it starts as
+
+
+def test_it_starts_as_zero_and_its_blocks_as_the_identity():
+    case = CASES["dit"]
+    params, (x, noise) = initial(case), inputs(case)
+    _, _, forward, _ = built(case)
+    assert not forward(params, x, noise, LABEL).any()
+    # With a head that is not zero, the output is linear in the normalised patches alone, whatever the noise and label.
+    head = params["head"] | {"linear": jax.tree.map(lambda p: p + 0.3, params["head"]["linear"])}
+    shown = forward(params | {"head": head}, x, noise, LABEL)
+    np.testing.assert_array_equal(shown, forward(params | {"head": head}, x, 0.5 * noise, NULL_LABEL))
+    far = forward(params | {"head": head}, x.at[:, :2, :2].add(1.0), noise, LABEL) - shown
+    assert far[:, :2, :2].any() and not far[:, 2:].any() and not far[:, :, 2:].any()
+
+
+def test_initial_values_follow_the_published_distributions():
+    params = initial(CASES["dit"])
+    for path, shape in ((("block0", "qkv"), (8, 24)), (("patches",), (12, 8)), (("block1", "mlp_in"), (8, 32))):
+        layer = params
+        for key in path:
+            layer = layer[key]
+        bound = (6 / sum(shape)) ** 0.5
+        assert layer["kernel"].shape == shape and 0.9 * bound < np.abs(layer["kernel"]).max() <= bound
+        assert not np.asarray(layer["bias"]).any()
+    assert np.std(params["time"]["in"]["kernel"]) == pytest.approx(0.02, rel=0.1)
+    assert np.std(params["label_table"]) == pytest.approx(0.02, rel=0.4)
+
+
+# Weights
+
+
+def stored(layout):
+    """(state dict, outputs) of a peer; diffusers' blocks hold copies of one embedding."""
+    state, outputs = tensors.load(REFERENCES, layout)
+    first = {
+        name: re.sub(r"^transformer_blocks\.\d+\.norm1\.emb", "transformer_blocks.0.norm1.emb", name) for name in state
+    }
+    return {name: state[first[name]] for name in state}, outputs
+
+
+@pytest.mark.parametrize(
+    "layout, steps", [("dit", (0.0, 17.25, 400.0, 999.0)), ("diffusers", (0.0, 17.0, 400.0, 999.0))]
+)
+def test_outputs_equal_those_of_the_peers(layout, steps):
+    state, outputs = stored(layout)
+    module = weights.module_from(state | {"pos_embed": outputs["positions"]}, {}, heads=2)
+    assert weights.layout_of(state) == layout
+    assert (module.width, module.depth, module.patch, module.out_channels, module.num_classes) == (16, 2, 2, 6, 3)
+    shapes = param_shapes(module, (1, 8, 8, 3))
+    entries = weights.entries(module, shapes, layout=layout)
+    params = import_params(state, entries, shapes, ignore=weights.IGNORED)
+    x = jnp.asarray(tensors.normal("x", (4, 3, 8, 8)).transpose(0, 2, 3, 1))
+    out = quick_jit(as_network(module))(params, x, jnp.asarray(steps), {"label": jnp.array([0, 2, 3, 1])})
+    expected = outputs["out"].transpose(0, 2, 3, 1)
+    error = float(np.abs(out - expected).max() / np.abs(expected).max())
+    print(f"\n{layout}: {error:.1e}")
+    assert error < 1e-5
+    exported = export_params(params, entries)
+    assert exported.keys() == state.keys()
+    assert all(np.array_equal(exported[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("layout", ["dit", "diffusers"])
+def test_positions_are_the_table_of_the_peers(layout):
+    _, outputs = stored(layout)
+    module = DiT(width=16, heads=2)
+    np.testing.assert_allclose(weights.frozen_tensors(module, (8, 8))["pos_embed"], outputs["positions"], atol=1e-6)
+    np.testing.assert_allclose(grid_positions(4, 4, 16), outputs["positions"][0], atol=1e-6)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    state, outputs = stored("dit")
+    with pytest.raises(WeightsError, match="16 is no published width: give heads="):
+        weights.module_from(state)
+    with pytest.raises(WeightsError, match="pos_embed is not the fixed sine-cosine table of a 4x4 grid"):
+        weights.module_from(state | {"pos_embed": outputs["positions"] + 0.1}, heads=2)
+    with pytest.raises(WeightsError, match="this is no DiT"):
+        weights.module_from({"conv.weight": np.zeros(1)})
+    looped = DiT(scan=True)
+    with pytest.raises(ValueError, match="use scan=False"):
+        weights.entries(looped, {})
+    state, _ = stored("diffusers")
+    with pytest.raises(WeightsError, match="activation_fn='geglu' .must be 'gelu-approximate'"):
+        weights.module_from(state, {"num_attention_heads": 2, "activation_fn": "geglu"})
+    own = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
+    with pytest.raises(WeightsError, match="each in its own way.*" + own):
+        weights.module_from(state | {own: state[own] + 1.0}, heads=2)
+    assert weights.module_from(state, {"num_attention_heads": 4, "norm_eps": 1e-6}).mlp_epsilon == 1e-6
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: DiT(width=10, heads=2), "multiple of 4 and of heads=2, got 10"),
+        (lambda: DiT(patch=0), "must be at least 1, got 0"),
+        (lambda: DiT(num_classes=-1), "must be at least 0, got -1"),
+        (lambda: DiT(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (lambda: param_shapes(DiT(width=8, heads=2), (1, 4, 4, 3)), "built for channels=4"),
+    ],
+)
+def test_fields_out_of_range_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

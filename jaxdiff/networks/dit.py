@@ -142,7 +142,7 @@ class DiT(nn.Module):
         vector_size: 0, or the length of ``cond["vector"]``, which is then added to the embedding.
         image_channels: 0, or the channels of ``cond["image"]``, which are then concatenated to ``x``.
         time_scale: factor on ``noise_cond``: 1 for steps up to 1000, 1000 for values of order one.
-        time_endpoint: whether the lowest frequency of the time embedding is 1/10000 (diffusers) or one step short of it.
+        time_endpoint: whether the lowest frequency of the time embedding is 1/10000 (diffusers) or a step short of it.
         mlp_epsilon: of the normalisation before the MLP; 1e-5 in diffusers. All others have 1e-6.
         dropout: rate on the result of attention and MLP, in [0, 1); published: 0.
         scan: loop over the depth; see ``depth.run_blocks``.
