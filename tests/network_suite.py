@@ -39,6 +39,7 @@ class Case:
         strided: whether strided convolutions are allowed (their gradients are slow on a CPU).
         convolutions: whether there are any; None for "if the input is an image".
         refused: a shape of one example that must be refused, or None.
+        frozen: pattern of the parameters that are never trained, such as fixed random waves: no gradient reaches them.
         no_gradient: pattern of the parameters whose gradient is exactly zero at initialisation, matched against the
             whole path ("block0/conv/kernel"); all others must have one.
         scan: name of the blocks that the field ``scan`` stacks, or "".
@@ -57,6 +58,7 @@ class Case:
     strided: bool = False
     convolutions: bool | None = None
     refused: tuple[int, ...] | None = None
+    frozen: str = ""
     no_gradient: str = ""
     scan: str = ""
     remat: bool = False
@@ -159,6 +161,9 @@ def test_every_parameter_learns_and_dropout_follows_the_key(case):
     (_, out), grads = jax.device_get(gradients(params, x, noise, cond, jax.random.key(3)))
     for path, grad in named(grads).items():
         assert bool(np.isfinite(grad).all()), path
+        if re.fullmatch(case.frozen, path):
+            assert bool((grad == 0).all()), path
+            continue
         # A null value that no row of the batch uses has none.
         assert float(np.abs(grad).max()) > 0 or path.endswith("/null"), path
     again, other = (jax.device_get(gradients(params, x, noise, cond, jax.random.key(k))[0][1]) for k in (3, 4))
@@ -174,7 +179,7 @@ def test_gradients_at_initialisation_vanish_exactly_where_they_should(case):
     grads = jax.device_get(gradients(initial(case), *inputs(case), case.cond, jax.random.key(3))[1])
     for path, grad in named(grads).items():
         assert bool(np.isfinite(grad).all()), path
-        if path.endswith("/null"):
+        if path.endswith("/null") or re.fullmatch(case.frozen, path):
             continue
         expected = case.no_gradient != "" and re.fullmatch(case.no_gradient, path) is not None
         assert bool((grad == 0).all()) is expected, path
