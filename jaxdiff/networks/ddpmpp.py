@@ -1,0 +1,286 @@
+"""DDPM++ and NCSN++, the U-Nets of score-based generative modelling in the form that EDM trains."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdiff.networks.conditioning import concat_image
+from jaxdiff.networks.depth import run_block
+from jaxdiff.networks.embeddings import sinusoidal_embedding
+from jaxdiff.networks.initializers import declare, glorot_uniform, normal
+from jaxdiff.networks.layers import check_channels, check_divisible
+from jaxdiff.networks.preset import Preset
+from jaxdiff.networks.resampling import BOX, FIR, downsample
+from jaxdiff.networks.tmsa import TMSA
+from jaxdiff.networks.unet_block import BlockStyle, LabelRows, UNetBlock, augment_rows
+from jaxdiff.typing import Cond
+
+__all__ = ["DDPMpp", "FourierWaves", "presets"]
+
+
+class FourierWaves(nn.Module):
+    """Fixed random waves of a number: ``concat(sin(2 pi f_k v), cos(2 pi f_k v))``, f ~ N(0, 16^2).
+
+    The frequencies are a parameter, so that checkpoints keep them, but no gradient reaches them.
+
+    Reference: Song et al. 2020, arXiv:2011.13456.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, values: Float[Array, " batch"]) -> Float[Array, "batch features"]:
+        """Embed (batch,) numbers as (batch, features) float32."""
+        frequencies = jax.lax.stop_gradient(declare(self, "frequencies", normal(16.0), (self.features // 2,)))
+        angles = values.astype(jnp.float32)[:, None] * (2 * math.pi * frequencies)[None]
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class DDPMpp(nn.Module):
+    """U-Net of residual blocks that also resample, with every residual sum scaled by sqrt(1/2).
+
+    The defaults are DDPM++ for CIFAR-10 without labels, 55,732,739 parameters; ``embedding="fourier",
+    embedding_mult=2, encoder="residual", taps=(1, 3, 3, 1)`` makes it NCSN++. The encoder's skips are concatenated in
+    the decoder, which has one block more per level; the residual encoder also feeds the filtered image into every
+    level.
+
+    Fields:
+        dim: width in units of which ``dim_mults`` are; a multiple of 8.
+        dim_mults: width of each level; its length is the number of levels.
+        blocks: residual blocks per level of the encoder.
+        attention_levels: levels with attention, 0 is full resolution: (1,) is 16x16 of 32x32. The bottleneck always
+            has one.
+        channels: channels of the images.
+        out_channels: channels of the output; None for ``channels``.
+        image_channels: channels of ``cond["image"]``, concatenated to the input; 0 for none.
+        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes; the last one, the null label, and a
+            missing label count as zeros.
+        augment_dim: numbers in ``cond["augment"]``, 0 for none; zeros, and no "augment", for not augmented.
+        time_scale: factor on ``noise_cond``; 1 for EDM's ln(sigma)/4 as published.
+        dropout: rate inside every block, in [0, 1).
+        embedding: "positional", a sinusoid of ``noise_cond``, or "fourier", fixed random waves.
+        embedding_mult: dimensions of these in units of ``dim``.
+        encoder: "standard" or "residual".
+        taps: filter of the resampling, (1, 1) or (1, 3, 3, 1).
+        adaptive_scale: whether the embedding scales and shifts, or (as published) only shifts.
+        attention: "self", or "tmsa" for time-dependent self-attention.
+        heads: of every attention.
+        window: side of the windows of "tmsa"; None for the whole image, on whose size the parameters then depend.
+        dtype: compute type; parameters, embeddings, statistics and output are float32.
+        remat: recompute the insides of every block in the backward pass.
+
+    Height and width must be multiples of ``2^(levels - 1)``.
+
+    Raises:
+        ValueError: for fields out of range, or an input of the wrong channels or size.
+
+    Reference: Song et al. 2020, Score-based generative modeling through stochastic differential equations,
+    arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364.
+
+    Example:
+        >>> DDPMpp(dim=16, dim_mults=(1, 2)).size_factor
+        2
+    """
+
+    dim: int = 128
+    dim_mults: tuple[int, ...] = (2, 2, 2)
+    blocks: int = 4
+    attention_levels: tuple[int, ...] = (1,)
+    channels: int = 3
+    out_channels: int | None = None
+    image_channels: int = 0
+    num_classes: int = 0
+    augment_dim: int = 0
+    time_scale: float = 1.0
+    dropout: float = 0.0
+    embedding: Literal["positional", "fourier"] = "positional"
+    embedding_mult: int = 1
+    encoder: Literal["standard", "residual"] = "standard"
+    taps: tuple[int, ...] = BOX
+    adaptive_scale: bool = False
+    attention: Literal["self", "tmsa"] = "self"
+    heads: int = 1
+    window: int | None = None
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.dim < 8 or self.dim % 8:
+            raise ValueError(f"dim must be a positive multiple of 8, got {self.dim}")
+        if not self.dim_mults or min(self.dim_mults) < 1 or self.blocks < 1 or self.embedding_mult < 1:
+            raise ValueError(
+                "dim_mults needs at least one positive multiple, and blocks and embedding_mult must be at least 1; "
+                f"got {self.dim_mults}, {self.blocks}, {self.embedding_mult}"
+            )
+        if any(level not in range(len(self.dim_mults)) for level in self.attention_levels):
+            raise ValueError(f"attention_levels must be in 0..{len(self.dim_mults) - 1}, got {self.attention_levels}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if min(self.num_classes, self.augment_dim, self.image_channels) < 0 or self.heads < 1:
+            raise ValueError(
+                "num_classes, augment_dim and image_channels must be at least 0 and heads at least 1; got "
+                f"{self.num_classes}, {self.augment_dim}, {self.image_channels}, {self.heads}"
+            )
+        for name, allowed in (
+            ("embedding", ("positional", "fourier")),
+            ("encoder", ("standard", "residual")),
+            ("attention", ("self", "tmsa")),
+            ("taps", (BOX, FIR)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        super().__post_init__()
+
+    @property
+    def size_factor(self) -> int:
+        """What height and width must be multiples of."""
+        return 2 ** (len(self.dim_mults) - 1)
+
+    @property
+    def style(self) -> BlockStyle:
+        """What all blocks have in common."""
+        return BlockStyle(
+            dropout=self.dropout,
+            skip_scale=math.sqrt(0.5),
+            adaptive_scale=self.adaptive_scale,
+            project=True,
+            taps=self.taps,
+            epsilon=1e-6,
+            glorot=True,
+            dtype=self.dtype,
+        )
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch h w channels"],
+        noise_cond: Float[Array, " batch"],
+        cond: Cond = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch h w outputs"]:
+        """Return the raw prediction, (batch, h, w, out_channels) float32.
+
+        Args:
+            x: scaled noisy images.
+            noise_cond: one real number per row; see ``time_scale``.
+            cond: may hold "label", "augment" and "image".
+            train: apply dropout (needs the random stream "dropout").
+        """
+        check_channels("DDPMpp", x.shape, self.channels)
+        check_divisible(x.shape[1:3], self.size_factor)
+        embedding = self._embed(noise_cond, cond)
+        h, skips = self._encode(concat_image(x, cond, self.image_channels), embedding, train)
+        h = self._decode(h, skips, embedding, train)
+        style = BlockStyle(epsilon=1e-6, glorot=True)
+        h = jax.nn.silu(style.norm(h.shape[-1], "head_norm")(h.astype(jnp.float32)))
+        return style.conv(h, self.out_channels or self.channels, "head", 0.0)
+
+    def _embed(self, noise_cond: Array, cond: Cond) -> Array:
+        """Noise level, label and augmentation as one vector of 4 dim, float32."""
+        dim, batch = self.dim * self.embedding_mult, noise_cond.shape[0]
+        noise = self.time_scale * noise_cond.astype(jnp.float32)
+        if self.embedding == "positional":
+            h = sinusoidal_embedding(noise, dim)
+        else:
+            h = FourierWaves(dim, name="waves")(noise)
+        if self.num_classes:
+            init = glorot_uniform(self.num_classes, dim)
+            factor = math.sqrt(self.num_classes)
+            h = h + LabelRows(self.num_classes, dim, init, factor, use_bias=True, name="label")(cond, batch)
+        if self.augment_dim:
+            h = h + augment_rows(cond, batch, self.augment_dim, dim, glorot_uniform(self.augment_dim, dim))
+        style = BlockStyle(glorot=True)
+        for name in ("embed_in", "embed_out"):
+            h = jax.nn.silu(style.linear(h, 4 * self.dim, name))
+        return h
+
+    def _run(
+        self,
+        h: Array,
+        embedding: Array,
+        train: bool,
+        features: int,
+        name: str,
+        *,
+        attend: bool = False,
+        resample: Literal["up", "down", "none"] = "none",
+    ) -> Array:
+        tmsa = attend and self.attention == "tmsa"
+        # Without a parent here the block adopts it, and its parameters are the block's.
+        attention = TMSA(self.heads, self.window, dtype=self.dtype, parent=None, name="tmsa") if tmsa else None
+        block = UNetBlock(features, self.style, resample, self.heads if attend else 0, attention, name=name)
+        return run_block(block, h, embedding, train=train, remat=self.remat)
+
+    def _encode(self, x: Array, embedding: Array, train: bool) -> tuple[Array, list[Array]]:
+        """Encoder: returns the lowest feature map and every feature map that the decoder reads."""
+        style, image = self.style, x
+        h = style.conv(x, self.dim, "stem")
+        skips = [h]
+        for level, mult in enumerate(self.dim_mults):
+            if level > 0:
+                h = self._run(h, embedding, train, h.shape[-1], f"down{level}", resample="down")
+                if self.encoder == "residual":
+                    # The convolution also covers the border that the filter reads.
+                    wide = style.conv(image, h.shape[-1], f"down{level}_residual", more=len(self.taps) // 2 - 1)
+                    h = image = (h + downsample(wide, self.taps, pad=False)) * math.sqrt(0.5)
+                skips.append(h)
+            for i in range(self.blocks):
+                attend = level in self.attention_levels
+                h = self._run(h, embedding, train, self.dim * mult, f"enc{level}_block{i}", attend=attend)
+                skips.append(h)
+        return h, skips
+
+    def _decode(self, h: Array, skips: list[Array], embedding: Array, train: bool) -> Array:
+        """Bottleneck and decoder: consumes the skips from the last to the first."""
+        h = self._run(h, embedding, train, h.shape[-1], "middle_block0", attend=True)
+        h = self._run(h, embedding, train, h.shape[-1], "middle_block1")
+        for level in reversed(range(len(self.dim_mults))):
+            if level + 1 < len(self.dim_mults):
+                h = self._run(h, embedding, train, h.shape[-1], f"up{level}", resample="up")
+            for i in range(self.blocks + 1):
+                attend = i == self.blocks and level in self.attention_levels
+                joined, features = jnp.concatenate([h, skips.pop()], axis=-1), self.dim * self.dim_mults[level]
+                h = self._run(joined, embedding, train, features, f"dec{level}_block{i}", attend=attend)
+        return h
+
+
+def presets() -> dict[str, Preset]:
+    """DDPM++ and NCSN++ as EDM trains them, with its 9 augmentation labels; 64 px as for FFHQ and AFHQv2.
+
+    ``parameters`` counts what is trained, the frozen waves of NCSN++ excluded.
+    """
+    augment = {"augment": jax.ShapeDtypeStruct((1, 9), jnp.float32)}
+    label = augment | {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
+    source = "Karras et al. 2022, arXiv:2206.00364; counted in the published code"
+
+    def one(size: int, count: int, *, ncsn: bool = False, classes: int = 0) -> Preset:
+        def build() -> DDPMpp:
+            return DDPMpp(
+                dim_mults=(2, 2, 2) if size == 32 else (1, 2, 2, 2),
+                attention_levels=(1,) if size == 32 else (2,),
+                num_classes=classes,
+                augment_dim=9,
+                dropout=0.13 if size == 32 else 0.05,
+                embedding="fourier" if ncsn else "positional",
+                embedding_mult=2 if ncsn else 1,
+                encoder="residual" if ncsn else "standard",
+                taps=FIR if ncsn else BOX,
+            )
+
+        return Preset(build, (size, size, 3), label if classes else augment, count, None, source)
+
+    return {
+        "ddpmpp-cifar10": one(32, 55_733_891),
+        "ddpmpp-cifar10-cond": one(32, 55_735_299, classes=10),
+        "ncsnpp-cifar10": one(32, 56_397_827, ncsn=True),
+        "ncsnpp-cifar10-cond": one(32, 56_400_643, ncsn=True, classes=10),
+        "ddpmpp-64": one(64, 61_805_571),
+        "ncsnpp-64": one(64, 62_761_091, ncsn=True),
+    }
