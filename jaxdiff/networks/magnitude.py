@@ -193,7 +193,7 @@ def normalize_weights(params: Params) -> Params:
     """
 
     def one(path: tuple[Any, ...], leaf: Any) -> Any:
-        return normalize(leaf, tuple(range(leaf.ndim - 1))) if _name(path) == KERNEL else leaf
+        return normalize(jnp.asarray(leaf), tuple(range(leaf.ndim - 1))) if _name(path) == KERNEL else leaf
 
     return jax.tree_util.tree_map_with_path(one, params)
 
