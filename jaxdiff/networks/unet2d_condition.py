@@ -1,0 +1,251 @@
+"""The U-Net of Stable Diffusion (diffusers' UNet2DConditionModel): attention to tokens at most levels."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdiff.networks.conditioning import concat_image, read_input, tokens_and_mask
+from jaxdiff.networks.embeddings import sinusoidal_embedding
+from jaxdiff.networks.layers import Conv, GroupNorm, Linear, check_channels, check_divisible
+from jaxdiff.networks.preset import Preset
+from jaxdiff.networks.unet_blocks import (
+    CrossTransformer,
+    Level,
+    Path,
+    ResidualBlock,
+    StepEmbedding,
+    check_levels,
+    down_path,
+    up_path,
+)
+from jaxdiff.typing import Cond
+
+__all__ = ["UNet2DCondition", "presets", "size_vector"]
+
+
+class UNet2DCondition(nn.Module):
+    """U-Net whose residual blocks are followed by transformers that attend to tokens.
+
+    Stem 3x3; per level ``blocks`` residual blocks down and ``blocks + 1`` up, each followed by a transformer if the
+    level attends; a residual block, a transformer and a residual block in the middle; strided convolutions down,
+    nearest neighbours and convolutions up, all feature maps joined; GroupNorm, SiLU, head 3x3. The defaults are Stable
+    Diffusion 1.5 with 859,520,964 parameters.
+
+    Fields:
+        channels: channels of the latents.
+        out_channels: channels of the output; None for ``channels``.
+        image_channels: of ``cond["image"]``, concatenated to the latents: 0, or 5 for inpainting (mask, masked latents).
+        widths: channels of each level, multiples of ``groups``; the first one is even.
+        blocks: residual blocks per level on the way down.
+        attends: whether each level has transformers, from the highest resolution on; the same down and up.
+        heads: attention heads of each level (what diffusers calls attention_head_dim).
+        depths: blocks of each transformer, per level.
+        token_width: of ``cond["tokens"]``.
+        vector_size: of ``cond["vector"]``, embedded and added to the embedding of the noise; 0 for none. NaN in a row
+            (or no vector at all) counts as zeros: these networks have no learned null vector.
+        middle: whether there are blocks in the middle.
+        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null
+            label, and a missing label counts as null. A model of diffusers with N class embeddings has N - 1 here.
+        linear_projection: how published weights store the first and last layer of a transformer: as linear layers, or
+            as 1x1 convolutions. The function is the same.
+        cosine_first, endpoint: of the sinusoid of the noise level, see ``sinusoidal_embedding``.
+        time_scale: factor on ``noise_cond``: 1 for steps, 1000 for EDM's ln(sigma)/4 or a flow's t in [0, 1].
+        padding: zeros before and after rows and columns at strided convolutions.
+        groups, epsilon: of every GroupNorm (transformers: 1e-6).
+        dropout: rate in residual blocks, in [0, 1).
+        dtype: compute type; parameters, embeddings, statistics and output are float32.
+        remat: recompute each block in the backward pass instead of storing its insides.
+
+    Height and width must be multiples of ``2^(levels - 1)``.
+
+    Raises:
+        ValueError: for fields out of range, or an input of the wrong channels or size.
+
+    Reference: Rombach et al. 2021, arXiv:2112.10752; vector and depths: Podell et al. 2023, arXiv:2307.01952.
+
+    Example:
+        >>> UNet2DCondition(widths=(32, 64), attends=(True, False), heads=(4, 4), depths=(1, 1)).size_factor
+        2
+    """
+
+    channels: int = 4
+    out_channels: int | None = None
+    image_channels: int = 0
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    blocks: int = 2
+    attends: tuple[bool, ...] = (True, True, True, False)
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    depths: tuple[int, ...] = (1, 1, 1, 1)
+    token_width: int = 768
+    vector_size: int = 0
+    middle: bool = True
+    num_classes: int = 0
+    linear_projection: bool = False
+    cosine_first: bool = True
+    endpoint: bool = False
+    time_scale: float = 1.0
+    padding: tuple[int, int] = (1, 1)
+    groups: int = 32
+    epsilon: float = 1e-5
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_levels(self.widths, self.blocks, self.groups, self.dropout)
+        if self.widths[0] % 2:
+            raise ValueError(f"the first width must be even, got widths={self.widths}")
+        for name in ("attends", "heads", "depths"):
+            if len(getattr(self, name)) != len(self.widths):
+                raise ValueError(
+                    f"{name} needs one entry for each of {len(self.widths)} widths, got {getattr(self, name)}"
+                )
+        if min(self.heads) < 1 or any(w % n for w, n in zip(self.widths, self.heads, strict=True)):
+            raise ValueError(f"heads must divide the widths {self.widths}, got {self.heads}")
+        if min(self.depths) < 1:
+            raise ValueError(f"depths must be at least 1, got {self.depths}")
+        if min(self.padding) < 0 or sum(self.padding) not in (1, 2):
+            raise ValueError(f"padding must be (0, 1) or (1, 1) to halve sizes, got {self.padding}")
+        for name in ("num_classes", "image_channels", "vector_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        super().__post_init__()
+
+    @property
+    def size_factor(self) -> int:
+        """What height and width must be multiples of."""
+        return 2 ** (len(self.widths) - 1)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch h w channels"],
+        noise_cond: Float[Array, " batch"],
+        cond: Cond = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch h w outputs"]:
+        """Return the raw prediction, (batch, h, w, out_channels) float32.
+
+        Args:
+            x: scaled noisy latents.
+            noise_cond: one real number per row; see ``time_scale``.
+            cond: may hold "tokens" (batch, n, token_width), "tokens_mask", "vector", "label" and "image".
+            train: apply dropout (needs the random stream "dropout").
+        """
+        check_channels("UNet2DCondition", x.shape, self.channels)
+        check_divisible(x.shape[1:3], self.size_factor)
+        tokens, mask = tokens_and_mask(cond, x.shape[0], self.token_width)
+        embedding = self._embedding(noise_cond, cond)
+        path = Path(self._block, embedding, (tokens, mask), train, self.remat, self.dtype)
+        h = Conv(self.widths[0], dtype=self.dtype, name="stem")(concat_image(x, cond, self.image_channels))
+        h, skips = down_path(h, self._levels("down"), path, padding=self.padding)
+        if self.middle:
+            h = path.middle(h, self._attention(len(self.widths) - 1)("middle_attention0"))
+        h = up_path(h, self._levels("up"), path, skips).astype(jnp.float32)
+        h = jax.nn.silu(GroupNorm(self.groups, self.epsilon, name="head_norm")(h))
+        return Conv(self.out_channels or self.channels, name="head")(h)
+
+    def _embedding(self, noise_cond: Array, cond: Cond) -> Array:
+        """Embedding of noise level, label and vector."""
+        features = 4 * self.widths[0]
+        embedding = StepEmbedding(
+            features, self.widths[0], self.time_scale, self.cosine_first, self.endpoint, self.num_classes, name="noise"
+        )(noise_cond, cond)
+        if not self.vector_size:
+            return embedding
+        shape = (noise_cond.shape[0], self.vector_size)
+        vector = read_input(cond, "vector", shape)
+        if vector is None:
+            vector = jnp.zeros(shape)
+        vector = jnp.where(jnp.isnan(vector).any(-1, keepdims=True), 0.0, vector)
+        hidden = jax.nn.silu(Linear(features, name="vector_linear1")(vector))
+        return embedding + Linear(features, name="vector_linear2")(hidden)
+
+    def _block(self, width: int, resample: Literal["down", "up"] | None, name: str) -> nn.Module:
+        return ResidualBlock(
+            width, self.groups, self.epsilon, dropout=self.dropout, resample=resample, dtype=self.dtype, name=name
+        )
+
+    def _attention(self, level: int) -> Callable[[str], nn.Module]:
+        heads, depth = self.heads[level], self.depths[level]
+        return lambda name: CrossTransformer(heads, depth, self.groups, self.dtype, name=name)
+
+    def _levels(self, direction: Literal["down", "up"]) -> list[Level]:
+        """The levels of one path in the order in which they are run."""
+        order = list(range(len(self.widths)))[:: 1 if direction == "down" else -1]
+        blocks = self.blocks + (direction == "up")
+        return [
+            Level(
+                self.widths[level],
+                blocks,
+                "conv" if level != order[-1] else None,
+                self._attention(level) if self.attends[level] else None,
+            )
+            for level in order
+        ]
+
+
+def size_vector(
+    pooled: Float[Array, "b p"], numbers: Float[Array, "b n"], dim: int = 256
+) -> Float[Array, "b {pooled.shape[1]+numbers.shape[1]*dim}"]:
+    """The vector of Stable Diffusion XL: ``concat(pooled, sinusoid(n_1), sinusoid(n_2), ...)``.
+
+    Args:
+        pooled: pooled embedding of the text, 1280 numbers.
+        numbers: original height and width, crop top and left, target height and width, in pixels (in the refiner the
+            last two are one score of beauty).
+        dim: of each sinusoid.
+
+    Reference: Podell et al. 2023, section 2.2, arXiv:2307.01952.
+    """
+    waves = sinusoidal_embedding(numbers.reshape(-1), dim, endpoint=False, cosine_first=True)
+    return jnp.concatenate([pooled.astype(jnp.float32), waves.reshape(numbers.shape[0], -1)], axis=-1)
+
+
+def _sd2() -> UNet2DCondition:
+    return UNet2DCondition(heads=(5, 10, 20, 20), token_width=1024, linear_projection=True)
+
+
+def _sdxl() -> UNet2DCondition:
+    return UNet2DCondition(
+        widths=(320, 640, 1280),
+        attends=(False, True, True),
+        heads=(5, 10, 20),
+        depths=(1, 2, 10),
+        token_width=2048,
+        vector_size=2816,
+        linear_projection=True,
+    )
+
+
+def presets() -> dict[str, Preset]:
+    """Published configurations; counts are those of the peer's modules."""
+
+    def tokens(width: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"tokens": jax.ShapeDtypeStruct((1, 77, width), jnp.float32)}
+
+    vector = {"vector": jax.ShapeDtypeStruct((1, 2816), jnp.float32)}
+    rombach, podell = "Rombach et al. 2021, arXiv:2112.10752", "Podell et al. 2023, arXiv:2307.01952"
+    return {
+        "sd15-unet": Preset(
+            UNet2DCondition, (64, 64, 4), tokens(768), 859_520_964, source=f"{rombach}; Stable Diffusion 1.5"
+        ),
+        "sd15-inpainting-unet": Preset(
+            lambda: UNet2DCondition(image_channels=5),
+            (64, 64, 4),
+            tokens(768),
+            859_535_364,
+            source=f"{rombach}; Stable Diffusion 1.5 inpainting",
+        ),
+        "sd2-unet": Preset(_sd2, (96, 96, 4), tokens(1024), 865_910_724, source=f"{rombach}; Stable Diffusion 2.1"),
+        "sdxl-unet": Preset(
+            _sdxl, (128, 128, 4), tokens(2048) | vector, 2_567_463_684, source=f"{podell}; SDXL base 1.0"
+        ),
+    }
