@@ -140,6 +140,7 @@ def prepare(args: Arguments) -> Run:
         tx,
         ema_decay=average,
         tracks=tracks,
+        project=build.projection(config),
         state_sharding=placement,
         compiler_options=compiler_options("conv" if build.conv_network(config.network) else "dense"),
     )

@@ -21,7 +21,6 @@ from jaxdiff.networks.magnitude import (
     MPConv,
     MPFourier,
     MPLinear,
-    count_trainable,
     mp_cat,
     mp_silu,
     mp_sum,
@@ -76,9 +75,9 @@ def head_shapes():
 def test_denoiser_and_uncertainty_train_as_many_parameters_as_published(name):
     preset = presets()[name]
     shapes = param_shapes(preset.build(), (1, *preset.shape), preset.cond)
-    assert count_trainable(shapes) + count_trainable(head_shapes()) == preset.parameters
-    assert count_trainable(shapes) == count_params(shapes) - 2 * preset.build().dim
-    assert count_trainable(head_shapes()) == 128
+    assert count_params(shapes) + preset.beside == preset.parameters
+    assert count_params(shapes) == sum(leaf.size for leaf in jax.tree.leaves(shapes)) - 2 * preset.build().dim
+    assert count_params(head_shapes()) == preset.beside == 128
 
 
 # Layers against their formulas

@@ -1,18 +1,14 @@
 """UNet2D and UNet2DCondition: the shared suite, published counts, and the numbers of diffusers."""
 
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import BATCH, LABEL, NULL_LABEL, Case, built, inputs
+from network_suite import BATCH, LABEL, NULL_LABEL, Case
 
 from jaxdiff.networks import count_params, param_shapes, unet2d, unet2d_condition
 from jaxdiff.networks.unet2d import UNet2D
-from jaxdiff.networks.unet2d_condition import UNet2DCondition, size_vector
+from jaxdiff.networks.unet2d_condition import UNet2DCondition
 
 TOKENS = {
     "tokens": jax.random.normal(jax.random.key(5), (BATCH, 3, 6)),

@@ -1,14 +1,10 @@
 """AutoencoderKL: the shared suite as a network that reconstructs, published counts, and the numbers of diffusers."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
 from network_suite import *  # noqa: F403
 from network_suite import Case
 
 from jaxdiff.networks import count_params, param_shapes
-from jaxdiff.networks.vae import AutoencoderKL, decode, encode, presets, sample_latents
+from jaxdiff.networks.vae import AutoencoderKL, presets
 
 CASES = {
     "vae": Case(

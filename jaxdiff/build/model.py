@@ -1,7 +1,7 @@
 """Data and network from their names."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,17 @@ from jaxdiff import data, networks
 from jaxdiff.build.parts import parameterization
 from jaxdiff.typing import Cond, Network, Parameterization, Params, require
 
-__all__ = ["Model", "conv_network", "init_params", "model", "param_shapes", "resolve", "source", "stand_in"]
+__all__ = [
+    "Model",
+    "conv_network",
+    "init_params",
+    "model",
+    "param_shapes",
+    "projection",
+    "resolve",
+    "source",
+    "stand_in",
+]
 
 
 class Model(NamedTuple):
@@ -21,7 +31,9 @@ class Model(NamedTuple):
 
     Attributes:
         module: the linen module.
-        network: the pure function.
+        network: the pure function that samples are drawn with: of a network with a learned variance its first half.
+        trained: the pure function that the loss is made of; its output has the variance too.
+        uncertainty: log variance of the loss at a noise level, ``(params, noise_cond) -> (batch,)``, or None.
         parameterization: what it predicts.
         spec: what one example is.
         condition: "none", "label" or "context".
@@ -30,6 +42,8 @@ class Model(NamedTuple):
 
     module: Any
     network: Network
+    trained: Network
+    uncertainty: Callable[..., jax.Array] | None
     parameterization: Parameterization
     spec: data.DataSpec
     condition: str
@@ -114,6 +128,11 @@ _NETWORKS: Mapping[type, Any] = {
     C.EDM2Config: networks.EDM2,
     C.UnetConfig: networks.Unet,
     C.Unet1DConfig: networks.Unet1D,
+    C.DDPMppConfig: networks.DDPMpp,
+    C.ADMConfig: networks.ADM,
+    C.UNet2DConfig: networks.UNet2D,
+    C.UNet2DConditionConfig: networks.UNet2DCondition,
+    C.HDiTConfig: networks.HDiT,
 }
 
 
@@ -141,17 +160,38 @@ def _module(config: C.Config, spec: data.DataSpec) -> Any:
         "num_classes": (spec.num_classes if condition == "label" else 0, "data.condition 'label'"),
         "n_cfeat": (spec.num_classes if condition == "context" else 0, "data.condition 'context'"),
     }
-    for name, field in (("vector", "vector_size"), ("tokens", "tokens_width"), ("image", "image_channels")):
+    for name, field in (("vector", "vector_size"), ("tokens", "token_width"), ("image", "image_channels")):
         told[field] = (shapes[name][-1] if name in config.data.inputs else 0, f"data.inputs {name!r}")
+    told["augment_dim"] = (9 if config.loss.augment else 0, "loss.augment")
+    told["out_channels"] = (2 * spec.shape[-1] if config.loss.learned_range else 0, f"loss.kind {config.loss.kind!r}")
     for field, (size, source) in told.items():
         require(not size or field in known, f"network.kind {section.kind!r} takes no {source}")
     fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "kind"}
     fields |= {field: size for field, (size, _) in told.items() if field in known}
+    if "out_channels" in known:
+        fields["out_channels"] = fields["out_channels"] or None
+    if isinstance(section, C.HDiTConfig):
+        fields = _hourglass(section, fields)
     fields |= {"dtype": jnp.dtype(config.runtime.dtype)}
     if axes > 1:
         sizes = {"height": spec.shape[0], "width": spec.shape[-2], "channels": spec.shape[-1]}
         fields |= {name: size for name, size in sizes.items() if name in known}
     return cls(**fields)
+
+
+def _hourglass(section: C.HDiTConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    """HDiT's levels from its lists of one entry per level."""
+    lists = (section.widths, section.depths, section.attentions)
+    require(
+        len({len(values) for values in lists}) == 1,
+        f"network.widths, depths and attentions need one entry per level, got {', '.join(map(str, lists))}",
+    )
+    levels = tuple(
+        networks.Level(depth, width, attention, reach=section.reach, head_dim=section.head_dim, dropout=section.dropout)
+        for width, depth, attention in zip(*lists, strict=True)
+    )
+    used = ("widths", "depths", "attentions", "reach", "head_dim", "dropout")
+    return {name: value for name, value in fields.items() if name not in used} | {"levels": levels}
 
 
 def conv_network(config: C.NetworkConfig) -> bool:
@@ -205,7 +245,32 @@ def model(config: C.Config, spec: data.DataSpec) -> Model:
     )
     null |= data.null_inputs([(name, shapes[name]) for name in config.data.inputs])
     module = _module(config, spec)
-    return Model(module, networks.as_network(module), parameterization(config), spec, condition, null)
+    trained, uncertainty = networks.as_network(module), None
+    if config.loss.kind == "uncertainty":
+        trained, uncertainty = _beside(trained, networks.Uncertainty())
+    network = _first_half(trained) if config.loss.learned_range else trained
+    return Model(module, network, trained, uncertainty, parameterization(config), spec, condition, null)
+
+
+def _first_half(network: Network) -> Network:
+    """The prediction without the variance."""
+
+    def half(params: Params, x: jax.Array, noise_cond: jax.Array, cond: Cond = None, key: Any = None) -> jax.Array:
+        return jnp.split(network(params, x, noise_cond, cond, key), 2, axis=-1)[0]
+
+    return half
+
+
+def _beside(network: Network, head: networks.Uncertainty) -> tuple[Network, Callable[..., jax.Array]]:
+    """A network and the uncertainty as functions of one tree of parameters of both."""
+
+    def inner(params: Params, x: jax.Array, noise_cond: jax.Array, cond: Cond = None, key: Any = None) -> jax.Array:
+        return network(params["network"], x, noise_cond, cond, key)
+
+    def uncertainty(params: Params, noise_cond: jax.Array) -> jax.Array:
+        return jnp.asarray(head.apply({"params": params["uncertainty"]}, noise_cond))
+
+    return inner, uncertainty
 
 
 def _example(built: Model) -> tuple[jax.Array, jax.Array, Cond]:
@@ -216,7 +281,16 @@ def _example(built: Model) -> tuple[jax.Array, jax.Array, Cond]:
 def init_params(built: Model, key: jax.Array) -> Params:
     """Draw initial parameters."""
     x, noise_cond, cond = _example(built)
-    return networks.init_params(built.module, key, x, noise_cond, cond)
+    params = networks.init_params(built.module, key, x, noise_cond, cond)
+    if built.uncertainty is None:
+        return params
+    beside = networks.Uncertainty().init(jax.random.fold_in(key, 1), noise_cond)["params"]
+    return {"network": params, "uncertainty": beside}
+
+
+def projection(config: C.Config) -> Callable[[Params], Params] | None:
+    """What brings the parameters back after every update: EDM2's forced weight normalisation, or None."""
+    return networks.normalize_weights if isinstance(config.network, C.EDM2Config) else None
 
 
 def param_shapes(built: Model) -> Params:

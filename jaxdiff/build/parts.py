@@ -11,7 +11,7 @@ from jaxdiff import parameterizations as P
 from jaxdiff import schedules as S
 from jaxdiff.typing import Parameterization, Schedule, require
 
-__all__ = ["noise_levels", "parameterization", "schedule", "weighting"]
+__all__ = ["noise_levels", "parameterization", "schedule", "steps_of", "weighting"]
 
 
 def schedule(config: C.ScheduleConfig) -> Schedule:
@@ -38,6 +38,21 @@ def schedule(config: C.ScheduleConfig) -> Schedule:
         f"schedule.zero_terminal_snr needs a schedule of steps, not {config.kind!r}: use linear or cosine",
     )
     return S.ZeroTerminalSNR(base=made)
+
+
+def steps_of(config: C.Config) -> S.DiscreteSchedule:
+    """The schedule, which must be one of steps.
+
+    Raises:
+        ValueError: it is continuous.
+    """
+    made = schedule(config.schedule)
+    require(
+        isinstance(made, S.DiscreteSchedule),
+        f"loss.kind {config.loss.kind!r} needs a schedule of steps, not {config.schedule.kind!r}: use linear or cosine",
+    )
+    assert isinstance(made, S.DiscreteSchedule)  # narrows the type
+    return made
 
 
 def _make(cls: type, config: Any, section: str, *, leave: tuple[str, ...] = (), **fixed: Any) -> Any:

@@ -100,11 +100,23 @@ def draw(config: C.Config, built: Model, *, guided: bool, trajectory: bool = Fal
         "dpm_adaptive chooses its own noise levels and keeps no states: draw the trajectory with another sampler",
     )
 
-    def denoiser_of(params: Params, scale: jax.Array) -> Denoiser:
-        denoiser = denoisers.make_denoiser(built.network, params, built.parameterization)
+    learned = config.sample.sampler == "ddpm" and config.sample.variance == "learned"
+    require(
+        not learned or config.loss.learned_range,
+        f"sample.variance 'learned' needs a network that predicts it: loss.kind hybrid or vlb, "
+        f"not {config.loss.kind!r}",
+    )
+
+    def guide(denoiser: Denoiser, scale: jax.Array) -> Denoiser:
         if guided:
             denoiser = guidance.classifier_free(denoiser, scale, built.null_cond)
         return denoisers.clip(denoiser) if config.sample.clip and built.spec.kind == "image" else denoiser
+
+    def denoiser_of(params: Params, scale: jax.Array) -> Any:
+        if learned:
+            pair = denoisers.make_learned_range(built.trained, params, built.parameterization)
+            return guidance.keep_range(pair, lambda denoiser: guide(denoiser, scale))
+        return guide(denoisers.make_denoiser(built.network, params, built.parameterization), scale)
 
     def function(params: Params, keys: jax.Array, sigmas: jax.Array, cond: Cond, scale: jax.Array) -> Any:
         x = _initial(config.loss.noise, keys, built.spec.shape, sigmas[0])

@@ -9,26 +9,45 @@ import optax
 
 from jaxdiff import config as C
 from jaxdiff import ema, losses
-from jaxdiff.build.model import Model, init_params, model
-from jaxdiff.build.parts import noise_levels, weighting
+from jaxdiff.augmentation import augmented
+from jaxdiff.build.model import Model, init_params, model, projection
+from jaxdiff.build.parts import noise_levels, steps_of, weighting
 from jaxdiff.data import DataSpec
 from jaxdiff.training import init_state, make_optimizer, make_train_step
-from jaxdiff.typing import Loss
+from jaxdiff.typing import Loss, MemoryLoss
 
 __all__ = ["averages", "loss", "optimizer", "unrolled_step"]
 
 
-def loss(config: C.Config, built: Model) -> Loss:
-    """Build the training loss."""
-    return losses.denoising_loss(
-        built.network,
-        parameterization=built.parameterization,
-        noise_levels=noise_levels(config),
-        weighting=weighting(config),
-        noise=config.loss.noise,
-        cond_dropout=config.loss.cond_dropout,
-        null_cond=built.null_cond,
-    )
+def loss(config: C.Config, built: Model) -> Loss | MemoryLoss:
+    """Build the training loss.
+
+    Raises:
+        ValueError: a learned variance without a schedule of steps.
+    """
+    section = config.loss
+    dropout: dict[str, Any] = {"cond_dropout": section.cond_dropout, "null_cond": built.null_cond}
+    levels = {"parameterization": built.parameterization, "noise_levels": noise_levels(config)}
+    match section.kind:
+        case "denoising":
+            made = losses.denoising_loss(
+                built.trained, weighting=weighting(config), noise=section.noise, **levels, **dropout
+            )
+        case "uncertainty":
+            assert built.uncertainty is not None  # made by the same section
+            made = losses.uncertainty_loss(
+                built.trained, built.uncertainty, weighting=weighting(config), **levels, **dropout
+            )
+        case "hybrid" | "vlb":
+            made = losses.variational_loss(
+                built.trained,
+                parameterization=built.parameterization,
+                schedule=steps_of(config),
+                kind=section.kind,
+                resampling=section.resampling,
+                **dropout,
+            )
+    return augmented(made, section.augment) if section.augment else made
 
 
 def optimizer(config: C.Config) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
@@ -63,7 +82,8 @@ def unrolled_step(config: C.Config, spec: DataSpec, batch: Any, key: Any) -> tup
     state = jax.eval_shape(
         lambda: init_state(init_params(built, jax.random.key(0)), tx, loss=objective, batch=batch, tracks=list(tracks))
     )
-    return make_train_step(objective, tx, ema_decay=average, tracks=tracks), state, batch, key
+    step = make_train_step(objective, tx, ema_decay=average, tracks=tracks, project=projection(config))
+    return step, state, batch, key
 
 
 def averages(config: C.Config) -> tuple[ema.Profile, dict[str, ema.Profile]]:

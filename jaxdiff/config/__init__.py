@@ -14,11 +14,16 @@ from jaxdiff.config.networks import (
     VectorTransformerConfig,
 )
 from jaxdiff.config.published import (
+    ADMConfig,
+    DDPMppConfig,
     DiffiTConfig,
     DiffiTImageConfig,
     DiTConfig,
     EDM2Config,
+    HDiTConfig,
     Unet1DConfig,
+    UNet2DConditionConfig,
+    UNet2DConfig,
     UnetConfig,
 )
 from jaxdiff.config.sections import (
@@ -35,6 +40,11 @@ from jaxdiff.config.sections import (
 )
 
 __all__ = [
+    "UNet2DConfig",
+    "UNet2DConditionConfig",
+    "HDiTConfig",
+    "DDPMppConfig",
+    "ADMConfig",
     "DiTConfig",
     "DiffiTConfig",
     "DiffiTImageConfig",

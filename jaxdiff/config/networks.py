@@ -4,11 +4,16 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from jaxdiff.config.published import (
+    ADMConfig,
+    DDPMppConfig,
     DiffiTConfig,
     DiffiTImageConfig,
     DiTConfig,
     EDM2Config,
+    HDiTConfig,
     Unet1DConfig,
+    UNet2DConditionConfig,
+    UNet2DConfig,
     UnetConfig,
 )
 
@@ -101,4 +106,9 @@ NetworkConfig = (
     | EDM2Config
     | UnetConfig
     | Unet1DConfig
+    | ADMConfig
+    | DDPMppConfig
+    | HDiTConfig
+    | UNet2DConditionConfig
+    | UNet2DConfig
 )

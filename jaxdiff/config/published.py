@@ -7,7 +7,19 @@ for steps, except for networks whose embedding was made for EDM.
 import dataclasses
 from typing import ClassVar, Literal
 
-__all__ = ["DiTConfig", "DiffiTConfig", "DiffiTImageConfig", "EDM2Config", "Unet1DConfig", "UnetConfig"]
+__all__ = [
+    "ADMConfig",
+    "DDPMppConfig",
+    "DiTConfig",
+    "DiffiTConfig",
+    "DiffiTImageConfig",
+    "EDM2Config",
+    "HDiTConfig",
+    "UNet2DConditionConfig",
+    "UNet2DConfig",
+    "Unet1DConfig",
+    "UnetConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +36,8 @@ class DiTConfig:
     heads: int = 16
     mlp_ratio: int = 4
     time_scale: float = 1.0
+    time_endpoint: bool = False
+    mlp_epsilon: float = 1e-6
     dropout: float = 0.0
     scan: bool = False
     """Compile one block and loop over the depth."""
@@ -91,6 +105,11 @@ class EDM2Config:
     time_scale: float = 1.0
     """1 for EDM's ln(sigma) / 4, which its waves are made for."""
     dropout: float = 0.0
+    label_balance: float = 0.5
+    concat_balance: float = 0.5
+    residual_balance: float = 0.3
+    attention_balance: float = 0.3
+    clip: float | None = 256.0
     remat: bool = False
 
 
@@ -138,3 +157,126 @@ class Unet1DConfig:
     time_scale: float = 1.0
     dropout: float = 0.0
     remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDPMppConfig:
+    """DDPM++ and NCSN++ as EDM trains them."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    kind: Literal["ddpmpp"] = "ddpmpp"
+    dim: int = 128
+    dim_mults: tuple[int, ...] = (2, 2, 2)
+    blocks: int = 4
+    attention_levels: tuple[int, ...] = (1,)
+    time_scale: float = 1.0
+    """1 for EDM's ln(sigma) / 4, as published."""
+    dropout: float = 0.0
+    embedding: Literal["positional", "fourier"] = "positional"
+    """positional for DDPM++, fourier for NCSN++."""
+    embedding_mult: int = 1
+    encoder: Literal["standard", "residual"] = "standard"
+    """standard for DDPM++, residual for NCSN++."""
+    taps: tuple[int, ...] = (1, 1)
+    """Filter of up- and downsampling: 1 1 for DDPM++, 1 3 3 1 for NCSN++."""
+    adaptive_scale: bool = False
+    attention: Literal["self", "tmsa"] = "self"
+    """tmsa is DiffiT's time-dependent attention."""
+    heads: int = 1
+    window: int | None = None
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ADMConfig:
+    """The U-Net of ablated diffusion models (guided diffusion), and of improved DDPM."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    kind: Literal["adm"] = "adm"
+    dim: int = 192
+    dim_mults: tuple[int | float, ...] = (1, 2, 3, 4)
+    blocks: int = 3
+    attention_levels: tuple[int, ...] = (1, 2, 3)
+    time_scale: float = 1.0
+    dropout: float = 0.0
+    head_dim: int = 64
+    heads: int | None = None
+    """Number of heads at every level, in place of head_dim."""
+    resample: Literal["block", "conv"] = "block"
+    group_channels: int = 4
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNet2DConfig:
+    """diffusers' UNet2DModel."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    kind: Literal["unet2d"] = "unet2d"
+    widths: tuple[int, ...] = (128, 256, 256, 256)
+    blocks: int = 2
+    down: tuple[Literal["conv", "conv_attention"], ...] = ("conv", "conv_attention", "conv", "conv")
+    up: tuple[Literal["conv", "conv_attention"], ...] = ("conv", "conv", "conv_attention", "conv")
+    middle: bool = True
+    middle_attention: bool = True
+    middle_groups: int | None = None
+    head_dim: int | None = None
+    modulation: Literal["add", "scale_shift"] = "add"
+    embedding_dim: int | None = None
+    cosine_first: bool = False
+    endpoint: bool = True
+    time_scale: float = 1.0
+    padding: tuple[int, int] = (0, 1)
+    groups: int = 32
+    epsilon: float = 1e-6
+    dropout: float = 0.0
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNet2DConditionConfig:
+    """Stable Diffusion's U-Net: cross-attention to tokens (data.inputs tokens)."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    kind: Literal["unet2d_condition"] = "unet2d_condition"
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    blocks: int = 2
+    attends: tuple[bool, ...] = (True, True, True, False)
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    depths: tuple[int, ...] = (1, 1, 1, 1)
+    middle: bool = True
+    linear_projection: bool = False
+    cosine_first: bool = True
+    endpoint: bool = False
+    time_scale: float = 1.0
+    padding: tuple[int, int] = (1, 1)
+    groups: int = 32
+    epsilon: float = 1e-5
+    dropout: float = 0.0
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HDiTConfig:
+    """Hourglass diffusion transformer; one entry per level, the finest first."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = False
+    kind: Literal["hdit"] = "hdit"
+    widths: tuple[int, ...] = (128, 256)
+    depths: tuple[int, ...] = (2, 4)
+    attentions: tuple[Literal["global", "neighborhood", "window", "none"], ...] = ("neighborhood", "global")
+    reach: int = 7
+    head_dim: int = 64
+    patch: int = 4
+    mapping_depth: int = 2
+    mapping_width: int = 256
+    mapping_dropout: float = 0.0
+    time_scale: float = 1.0
+    dropout: float = 0.0
+    remat: bool = False
+    scan: bool = False

@@ -152,8 +152,15 @@ class NoiseLevelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weighting of the squared error, and conditioning dropout for guidance."""
+    """What is minimised, and conditioning dropout for guidance."""
 
+    kind: Literal["denoising", "hybrid", "vlb", "uncertainty"] = "denoising"
+    """Squared error; improved DDPM's hybrid of it with the variational bound, or the bound alone, both with a learned
+    variance; EDM2's squared error weighed by a learned uncertainty."""
+    resampling: bool = False
+    """Draw the steps of hybrid and vlb in proportion to their losses (root of the second moment)."""
+    augment: float = 0.0
+    """Probability of each of EDM's augmentations, of which the network is told: 0.12 for CIFAR-10."""
     weighting: Literal["simple", "uniform", "edm", "snr", "min_snr", "soft_min_snr", "p2"] = "simple"
     gamma: float | None = None
     """Cap of min-SNR (5) or exponent of P2 (1)."""
@@ -166,10 +173,20 @@ class LossConfig:
             0 <= self.cond_dropout < 1,
             f"loss.cond_dropout is {self.cond_dropout}: use a probability in [0, 1), such as 0.1",
         )
+        require(0 <= self.augment <= 1, f"loss.augment is {self.augment}: use a probability, such as 0.12")
+        require(
+            not self.resampling or self.learned_range,
+            f"loss.resampling does not apply to loss.kind {self.kind!r}: it belongs to hybrid and vlb",
+        )
         require(
             self.gamma is None or self.weighting in ("min_snr", "p2"),
             f"loss.gamma does not apply to weighting {self.weighting!r}: it belongs to min_snr and p2",
         )
+
+    @property
+    def learned_range(self) -> bool:
+        """Whether the network also predicts the variance, between DDPM's two bounds."""
+        return self.kind in ("hybrid", "vlb")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -271,7 +288,7 @@ class SampleConfig:
     """Factor of the noise of stochastic samplers; None is the sampler's own default."""
     brownian: bool = False
     """Draw the noise along one Brownian path for each sample: more steps then refine the same image."""
-    variance: Literal["lower", "upper"] = "lower"
+    variance: Literal["lower", "upper", "learned"] = "lower"
     """Posterior variance of ddpm."""
     variance_knob: Literal["constant", "exponential", "sigmoid"] = "constant"
     """The playground's factor on the noise of ddpm, by step."""

@@ -10,7 +10,7 @@ sample of a batch by itself, and the value of an array scale can change without 
 from jaxdiff.guidance.checks import check_conditioning
 from jaxdiff.guidance.classifier import LogProb, classifier_guidance
 from jaxdiff.guidance.classifier_free import cfg_rescale, classifier_free, negative
-from jaxdiff.guidance.combine import autoguidance, composed, inpaint, interval
+from jaxdiff.guidance.combine import autoguidance, composed, inpaint, interval, keep_range
 from jaxdiff.guidance.evaluations import Nulls
 from jaxdiff.guidance.projected import adaptive_projected_guidance, cfg_zero_star
 from jaxdiff.guidance.scales import (
@@ -39,6 +39,7 @@ __all__ = [
     "inpaint",
     "interval",
     "interval_scale",
+    "keep_range",
     "linear_scale",
     "negative",
     "power_cosine_scale",

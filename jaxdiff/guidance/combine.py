@@ -1,6 +1,6 @@
 """Combinations of denoisers or conditions: autoguidance, several conditions, intervals of noise, known parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,7 +9,7 @@ from jaxdiff.guidance.evaluations import Level, Nulls, State, mix, rows, stacked
 from jaxdiff.guidance.scales import Scale, check_interval, weight_of
 from jaxdiff.typing import Cond, Denoiser, expand_to
 
-__all__ = ["autoguidance", "composed", "inpaint", "interval"]
+__all__ = ["autoguidance", "composed", "inpaint", "interval", "keep_range"]
 
 
 def autoguidance(denoiser: Denoiser, reference: Denoiser, scale: Scale) -> Denoiser:
@@ -151,3 +151,34 @@ def _rows_of(x: Array, conditions: Sequence[Nulls], null_cond: Nulls) -> list[di
         for rowed, value in zip(found, values, strict=True):
             rowed[name] = rows(x, name, value.astype(kind), values[0].shape)
     return found
+
+
+def keep_range(
+    denoiser: Callable[..., tuple[Array, Array]], guide: Callable[[Denoiser], Denoiser]
+) -> Callable[..., tuple[Array, Array]]:
+    """Guide the estimate of a denoiser that also predicts its variance; the variance is that under the condition.
+
+    Args:
+        denoiser: ``(x, sigma, cond) -> (x0, f)``, see :func:`jaxdiff.denoisers.make_learned_range`.
+        guide: any guidance of one denoiser by calls under several conditions, the condition itself in the last place,
+            such as ``lambda d: classifier_free(d, scale, null_cond)``. It costs no further evaluation.
+
+    Returns:
+        ``(x, sigma, cond) -> (x0, f)`` for :func:`jaxdiff.samplers.ddpm` with ``variance="learned"``.
+
+    Reference: Peebles and Xie 2022, published sampling code, arXiv:2212.09748.
+    """
+
+    def guided(x: State, sigma: Level, cond: Cond = None) -> tuple[Array, Array]:
+        fractions = []
+
+        def estimate(x: State, sigma: Level, cond: Cond = None) -> State:
+            x0, fraction = denoiser(x, sigma, cond)
+            fractions.append(fraction)
+            return x0
+
+        x0 = guide(estimate)(x, sigma, cond)
+        # The conditions of a sample lie side by side: the last one of each group.
+        return x0, fractions[-1].reshape(x.shape[0], -1, *x.shape[1:])[:, -1]
+
+    return guided

@@ -137,5 +137,14 @@ def param_shapes(
 
 
 def count_params(params: Any) -> int:
-    """Number of scalars in a tree of arrays or of ``jax.ShapeDtypeStruct``."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    """Number of trained scalars in a tree of arrays or of ``jax.ShapeDtypeStruct``.
+
+    Leaves called ``frozen_...``, such as the random waves of Fourier features, travel with the parameters but get no
+    gradient and do not count.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return sum(
+        math.prod(leaf.shape)
+        for path, leaf in leaves
+        if not jax.tree_util.keystr(path[-1:], simple=True).startswith("frozen_")
+    )

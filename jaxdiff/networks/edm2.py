@@ -350,7 +350,8 @@ def presets() -> dict[str, Preset]:
         def build() -> EDM2:
             return EDM2(dim=widths[size], channels=channels, num_classes=1000, dropout=dropout)
 
-        return Preset(build, (64, 64, channels), label, count, None, "Karras et al. 2023, arXiv:2312.02696")
+        source = "Karras et al. 2023, arXiv:2312.02696"
+        return Preset(build, (64, 64, channels), label, count, beside=128, source=source)
 
     return {
         f"edm2-img{pixels}-{size}": one(channels, size, count)

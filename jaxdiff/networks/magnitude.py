@@ -17,7 +17,6 @@ __all__ = [
     "MPConv",
     "MPFourier",
     "MPLinear",
-    "count_trainable",
     "mp_cat",
     "mp_silu",
     "mp_sum",
@@ -196,9 +195,3 @@ def normalize_weights(params: Params) -> Params:
         return normalize(jnp.asarray(leaf), tuple(range(leaf.ndim - 1))) if _name(path) == KERNEL else leaf
 
     return jax.tree_util.tree_map_with_path(one, params)
-
-
-def count_trainable(params: Any) -> int:
-    """Number of scalars in a tree of arrays or shapes, without the frozen frequencies and phases of ``MPFourier``."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return sum(math.prod(leaf.shape) for path, leaf in leaves if _name(path) not in FROZEN)

@@ -19,6 +19,7 @@ class Preset(NamedTuple):
         parameters: trainable parameters as published or counted in the published code; None where nobody says.
         gflops: forward multiply-adds in 1e9 (what papers call GFLOPs) as published, or None.
         source: of the configuration and of the numbers.
+        beside: parameters that the published number counts beside the network, such as those of a loss.
     """
 
     build: Callable[[], nn.Module]
@@ -27,3 +28,4 @@ class Preset(NamedTuple):
     parameters: int | None = None
     gflops: float | None = None
     source: str = ""
+    beside: int = 0

@@ -6,6 +6,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.networks import (
+    adm,
+    ddpmpp,
+    diffit,
+    diffit_image,
+    dit,
+    edm2,
+    hdit,
+    unet,
+    unet1d,
+    unet2d,
+    unet2d_condition,
+)
 from jaxdiff.networks.adapters import as_network, count_params, param_shapes
 from jaxdiff.networks.ddpm_unet import DDPMUNet
 from jaxdiff.networks.preset import Preset
@@ -20,7 +33,7 @@ class Row(NamedTuple):
     Attributes:
         name: of the preset.
         shape: of one example.
-        parameters: of ours, trainable ones.
+        parameters: of ours, trainable ones, and those that the published number counts beside the network.
         published: those of the authors, or None.
         flops: floating-point operations of one forward evaluation of one example, counted by XLA; None if not asked.
         gflops: the authors' number in their units, 1e9 multiply-adds, or None.
@@ -46,7 +59,11 @@ def _teaching() -> dict[str, Preset]:
 
 def presets() -> dict[str, Preset]:
     """All presets by name."""
-    return _teaching()
+    parts = (diffit, diffit_image, dit, adm, ddpmpp, edm2, unet, unet1d, hdit, unet2d, unet2d_condition)
+    merged = _teaching()
+    for part in parts:
+        merged |= part.presets()
+    return merged
 
 
 def forward_flops(preset: Preset) -> float:
@@ -72,7 +89,7 @@ def rows(chosen: Mapping[str, Preset], *, flops: bool = False) -> Iterator[Row]:
         flops: also count operations (seconds for a large network).
     """
     for name, preset in chosen.items():
-        counted = count_params(param_shapes(preset.build(), (1, *preset.shape), preset.cond))
+        counted = preset.beside + count_params(param_shapes(preset.build(), (1, *preset.shape), preset.cond))
         cost = forward_flops(preset) if flops else None
         yield Row(name, preset.shape, counted, preset.parameters, cost, preset.gflops, preset.source)
 
