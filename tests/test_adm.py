@@ -1,0 +1,162 @@
+"""ADM: the shared suite, published counts, and outputs of the published codes."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from network_suite import *  # noqa: F403
+from network_suite import BATCH, LABEL, NULL_LABEL, Case, quick_jit
+from references import tensors
+
+from jaxdiff.interop import WeightsError, edm, export_params, import_params
+from jaxdiff.interop import adm as guided
+from jaxdiff.networks import as_network, count_params, param_shapes
+from jaxdiff.networks.adm import ADM, presets
+
+REFERENCES = pathlib.Path(__file__).parent / "references"
+COND = {
+    "label": LABEL["label"],
+    "augment": jnp.sin(jnp.arange(9.0 * BATCH)).reshape(BATCH, 9),
+    "image": jnp.cos(jnp.arange(BATCH * 4 * 6 * 2.0)).reshape(BATCH, 4, 6, 2),
+}
+NULL = {"label": NULL_LABEL["label"], "augment": jnp.zeros((BATCH, 9)), "image": jnp.zeros((BATCH, 4, 6, 2))}
+
+CASES = {
+    "adm": Case(
+        ADM(
+            dim=16,
+            dim_mults=(0.5, 1),
+            blocks=1,
+            attention_levels=(1,),
+            channels=2,
+            out_channels=4,
+            image_channels=2,
+            num_classes=3,
+            augment_dim=9,
+            dropout=0.3,
+            head_dim=8,
+        ),
+        (4, 6, 2),
+        cond=COND,
+        null=NULL,
+        out_channels=4,
+        dropout=True,
+        refused=(5, 6, 2),
+        # The last convolution starts at zero and hides everything before it in the first step.
+        no_gradient=r"(?!head/).*",
+        remat=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", presets())
+def test_published_counts(name):
+    preset = presets()[name]
+    assert count_params(param_shapes(preset.build(), (1, *preset.shape), preset.cond)) == preset.parameters
+
+
+def test_without_labels():
+    assert count_params(param_shapes(ADM(), (1, 64, 64, 3))) == 295_899_267 - 768_000
+
+
+def error(module, params, cond, noise, wanted):
+    """Largest difference relative to the largest number of the published output."""
+    x = tensors.normal("x", (2, 3, 8, 12)).transpose(0, 2, 3, 1)
+    out = quick_jit(as_network(module))(params, x, jnp.asarray(noise), cond)
+    return np.abs(np.asarray(out).transpose(0, 3, 1, 2) - wanted).max() / np.abs(wanted).max()
+
+
+def test_outputs_of_edm():
+    state, outputs = tensors.load(REFERENCES / "edm.npz", "adm")
+    state |= {key: np.full((1, 1, 2, 2), 0.25, np.float32) for key in state if key.endswith("resample_filter")}
+    module = edm.module_from(state, dropout=0.1)
+    assert module == ADM(32, (1, 4), 1, (1,), out_channels=3, num_classes=3, augment_dim=9, dropout=0.1)
+    shapes = param_shapes(module, (1, 8, 12, 3))
+    entries = edm.entries(module, shapes, resolution=edm.resolution_of(state))
+    params = import_params(state, entries, shapes, ignore=edm.FIXED)
+    exported = export_params(params, entries) | edm.fixed_tensors(module, resolution=8)
+    assert exported.keys() == state.keys()
+    assert all(np.array_equal(exported[key], state[key]) for key in state)
+    cond = {"label": jnp.array([2, 3]), "augment": jnp.asarray(tensors.normal("augment", (2, 9)))}
+    assert error(module, params, cond, [-0.7, 0.9], outputs["out"]) < 1e-5
+
+
+FOUND = {
+    "adm": dict(head_dim=32),
+    "upsampler": dict(heads=4, image_channels=3),
+    "iddpm": dict(heads=4),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_outputs_of_guided_diffusion(name):
+    state, outputs = tensors.load(REFERENCES / "adm.npz", name)
+    module = guided.module_from(state, **FOUND[name])
+    plain = ADM(32, (1, 2), 1, (1,), out_channels=6, group_channels=1, **FOUND[name])
+    assert module == plain.clone(
+        num_classes=0 if name == "iddpm" else 3, resample="conv" if name == "iddpm" else "block"
+    )
+    shapes, cond = param_shapes(module, (1, 8, 12, 3)), {"label": jnp.array([2, 0])}
+    entries = guided.entries(module, shapes, new_order=name == "adm")
+    params = import_params(state, entries, shapes)
+    exported = export_params(params, entries)
+    assert exported.keys() == state.keys()
+    assert all(np.array_equal(exported[key], state[key]) for key in state)
+    if name == "upsampler":
+        low = tensors.normal("low", (2, 3, 4, 6)).transpose(0, 2, 3, 1)
+        cond["image"] = jax.image.resize(low, (2, 8, 12, 3), "bilinear")
+    assert error(module, params, cond, [3.0, 871.5], outputs["out"]) < 1e-5
+
+
+def test_published_shapes_are_found_again():
+    for name in ("adm-64", "adm-128", "adm-512", "adm-64-to-256", "adm-128-to-512", "iddpm-cifar10"):
+        module = presets()[name].build()
+        factor = module.size_factor
+        shapes = param_shapes(module, (1, factor, factor, 3))
+        entries = guided.entries(module, shapes)
+        flat = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
+        }
+        assert entries.keys() == flat.keys()
+        # Broadcast zeros have the shape and take no memory.
+        state = {
+            tensor: value
+            for path, entry in entries.items()
+            if not path.endswith(("qkv/kernel", "qkv/bias"))
+            for tensor, value in zip(
+                entry.names, entry.write(np.broadcast_to(np.float32(0), flat[path].shape)), strict=True
+            )
+        } | {entries[path].names[0]: np.zeros(()) for path in flat if path.endswith("qkv/kernel")}
+        found = guided.module_from(
+            state, heads=module.heads, image_channels=module.image_channels, dropout=module.dropout
+        )
+        assert found == module.clone(group_channels=1), name
+
+
+def test_weights_of_something_else_are_refused():
+    with pytest.raises(WeightsError, match="no guided-diffusion"):
+        guided.module_from({"conv.weight": np.zeros((3, 3))})
+    module = CASES["adm"].module
+    with pytest.raises(WeightsError, match="augment_dim=0"):
+        guided.entries(module, param_shapes(module, (1, 4, 6, 2)))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(dim=33), "even and at least 4, got 33"),
+        (dict(dim_mults=()), "at least one positive multiple"),
+        (dict(attention_levels=(-1,)), r"must be in 0..3, got \(-1,\)"),
+        (dict(dropout=-0.1), r"dropout must be in \[0, 1\), got -0.1"),
+        (dict(augment_dim=-1), "must be at least 0; got 0, -1, 0"),
+        (dict(resample="fir"), 'resample "block" or "conv"; got 4, \'fir\''),
+        (dict(head_dim=100), "head_dim must divide the widths with attention"),
+        (dict(heads=5), r"heads must divide the widths with attention, \[384, 576, 768\]; got 5"),
+    ],
+)
+def test_fields_out_of_range_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ADM(**fields)
