@@ -47,8 +47,8 @@ class UNet2D(nn.Module):
         up: kind of each level on the way up, from the lowest resolution on: left by nearest neighbours and a
             convolution, or by a residual block that repeats pixels.
         middle: whether there are blocks in the middle; ``middle_attention``: whether with attention.
-        middle_groups: groups of the norm of that attention, 0 for no norm; None: ``groups``, or no norm if the
-            modulation is "scale_shift".
+        middle_groups: groups of the norm of that attention; None for ``groups``, or no norm at all if the modulation is
+            "scale_shift".
         head_dim: features per attention head; divides the widths; None for one head.
         num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null
             label, and a missing label counts as null. A model of diffusers with N class embeddings has N - 1 here.
@@ -114,6 +114,8 @@ class UNet2D(nn.Module):
             raise ValueError(f"head_dim must divide the widths with attention {attending}, got {self.head_dim}")
         if min(self.padding) < 0 or sum(self.padding) not in (1, 2):
             raise ValueError(f"padding must be (0, 1) or (1, 1) to halve sizes, got {self.padding}")
+        if self.middle_groups is not None and (self.middle_groups < 1 or self.widths[-1] % self.middle_groups):
+            raise ValueError(f"middle_groups must divide {self.widths[-1]}, got {self.middle_groups}")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, got {self.num_classes}")
         super().__post_init__()

@@ -39,7 +39,7 @@ class UNet2DCondition(nn.Module):
     Fields:
         channels: channels of the latents.
         out_channels: channels of the output; None for ``channels``.
-        image_channels: of ``cond["image"]``, concatenated to the latents: 0, or 5 for inpainting (mask, masked latents).
+        image_channels: of ``cond["image"]``, concatenated to the latents: 5 for inpainting (mask, masked latents).
         widths: channels of each level, multiples of ``groups``; the first one is even.
         blocks: residual blocks per level on the way down.
         attends: whether each level has transformers, from the highest resolution on; the same down and up.
@@ -192,10 +192,8 @@ class UNet2DCondition(nn.Module):
         ]
 
 
-def size_vector(
-    pooled: Float[Array, "b p"], numbers: Float[Array, "b n"], dim: int = 256
-) -> Float[Array, "b {pooled.shape[1]+numbers.shape[1]*dim}"]:
-    """The vector of Stable Diffusion XL: ``concat(pooled, sinusoid(n_1), sinusoid(n_2), ...)``.
+def size_vector(pooled: Float[Array, "b p"], numbers: Float[Array, "b n"], dim: int = 256) -> Float[Array, "b v"]:
+    """Make the vector of Stable Diffusion XL, ``concat(pooled, sinusoid(n_1), sinusoid(n_2), ...)``.
 
     Args:
         pooled: pooled embedding of the text, 1280 numbers.
