@@ -1,0 +1,33 @@
+"""Training losses, written once in x0 space: ``mean of w(sigma) |D(x0 + sigma eps; sigma) - x0|^2``.
+
+A prediction target is a weighting in disguise: the plain loss on a network's raw output is
+``w = 1 / out(sigma)^2``, so eps, x0, v, flow and EDM networks give the same weighted loss for the same
+denoiser.
+"""
+
+from jaxdiff.losses.denoising import BIN_EDGES, MAX_SIGMA, denoising_loss, drop_cond
+from jaxdiff.losses.weighting import (
+    EDMWeighting,
+    MinSNR,
+    P2Weighting,
+    Simple,
+    SNRWeighting,
+    SoftMinSNR,
+    Uniform,
+    Weighting,
+)
+
+__all__ = [
+    "BIN_EDGES",
+    "EDMWeighting",
+    "MAX_SIGMA",
+    "MinSNR",
+    "P2Weighting",
+    "SNRWeighting",
+    "Simple",
+    "SoftMinSNR",
+    "Uniform",
+    "Weighting",
+    "denoising_loss",
+    "drop_cond",
+]
