@@ -1,5 +1,6 @@
 """The hourglass transformer: shared suite, counts, attention against explicit formulas, k-diffusion's outputs."""
 
+import functools
 import pathlib
 import re
 
@@ -12,8 +13,7 @@ from network_suite import BATCH, LABEL, NULL_LABEL, Case, close, quick_jit
 from references import tensors
 
 from jaxdiff.interop import WeightsError, export_params, hdit, import_params
-from jaxdiff.networks import as_network, count_params, init_params, param_shapes
-from jaxdiff.networks.depth import stack_blocks
+from jaxdiff.networks import as_network, count_params, param_shapes
 from jaxdiff.networks.hdit import HDiT, Level, presets
 from jaxdiff.networks.hdit_attention import (
     axial_angles,
@@ -25,48 +25,35 @@ from jaxdiff.networks.hdit_attention import (
 
 REFERENCES = pathlib.Path(__file__).parent / "references" / "hdit.npz"
 AUGMENT = {"augment": jnp.sin(jnp.arange(BATCH * 9.0)).reshape(BATCH, 9)}
+IMAGE = {"image": jnp.cos(jnp.arange(BATCH * 96.0)).reshape(BATCH, 8, 12, 1)}
 # The head starts at zero, so nothing before it has a gradient; the loss still moves the head.
 HEAD_ONLY = r"(?!patch_out/).*"
 
 CASES = {
-    "neighborhood": Case(
+    # Both kinds of attention near by; the middle is the loop of ``scan``.
+    "hdit": Case(
         HDiT(
-            (Level(1, 16, "neighborhood", 3, head_dim=8), Level(2, 16, head_dim=16)),
+            (
+                Level(1, 16, "window", 4, head_dim=8, dropout=0.3),
+                Level(2, 16, "neighborhood", 3, head_dim=16, feed_forward=24),
+            ),
             channels=2,
+            out_channels=3,
+            image_channels=1,
             patch=1,
             num_classes=3,
-            mapping_width=8,
+            mapping_width=16,
             mapping_depth=1,
         ),
         (8, 12, 2),
-        cond=LABEL | AUGMENT,
-        null=NULL_LABEL | {"augment": jnp.zeros((BATCH, 9))},
-        convolutions=False,
-        remat=True,
-        scan="middle_layer",
-        refused=(7, 12, 2),
-        no_gradient=HEAD_ONLY,
-    ),
-    "window": Case(
-        HDiT(
-            (Level(1, 16, "window", 4, head_dim=8, dropout=0.3), Level(2, 8, "none", feed_forward=16)),
-            channels=1,
-            out_channels=2,
-            image_channels=1,
-            patch=2,
-            augment_dim=0,
-            mapping_width=8,
-            mapping_depth=1,
-        ),
-        (8, 16, 1),
-        cond={"image": jnp.cos(jnp.arange(BATCH * 128.0)).reshape(BATCH, 8, 16, 1)},
-        null={"image": jnp.zeros((BATCH, 8, 16, 1))},
-        out_channels=2,
+        cond=LABEL | AUGMENT | IMAGE,
+        null=NULL_LABEL | jax.tree.map(np.zeros_like, AUGMENT | IMAGE),
+        out_channels=3,
         dropout=True,
         convolutions=False,
         remat=True,
         scan="middle_layer",
-        refused=(12, 16, 1),
+        refused=(8, 10, 2),
         no_gradient=HEAD_ONLY,
     ),
 }
@@ -102,7 +89,7 @@ def test_neighborhoods_are_exact_and_move_inwards_at_the_border(height, width, r
         starts = [min(max(p - reach // 2, 0), size - reach) for p, size in zip(query, (height, width), strict=True)]
         return all(start <= p < start + reach for start, p in zip(starts, key, strict=True))
 
-    out = neighborhood_attention(*(jnp.asarray(t) for t in (q, k, v)), reach=reach)
+    out = quick_jit(functools.partial(neighborhood_attention, reach=reach))(q, k, v)
     np.testing.assert_allclose(out, explicit(q, k, v, near), atol=2e-6)
 
 
@@ -116,29 +103,30 @@ def test_windows_are_rolled_by_the_shift_and_never_join_the_ends_of_the_image(sh
         moved = [(p + shift) % n for p, n in zip(cell, shape, strict=True)]
         return [(m // size, p + shift >= n) for m, p, n in zip(moved, cell, shape, strict=True)]
 
-    out = window_attention(*(jnp.asarray(t) for t in (q, k, v)), size=size, shift=shift)
+    out = quick_jit(functools.partial(window_attention, size=size, shift=shift))(q, k, v)
     np.testing.assert_allclose(out, explicit(q, k, v, lambda a, b: window(a) == window(b)), atol=2e-6)
 
 
 def test_a_neighborhood_of_the_whole_image_is_global_attention():
     q, k, v = (jnp.asarray(random(1, 5, 5, 1, 8, seed=s)) for s in range(3))
-    np.testing.assert_allclose(neighborhood_attention(q, k, v, reach=5), global_attention(q, k, v), atol=1e-6)
+    out, same = quick_jit(lambda *qkv: (neighborhood_attention(*qkv, reach=5), global_attention(*qkv)))(q, k, v)
+    np.testing.assert_allclose(out, same, atol=1e-6)
     with pytest.raises(ValueError, match="reach=7 needs at least as many tokens a side, got 5x5"):
         neighborhood_attention(q, k, v, reach=7)
 
 
 def test_rotary_scores_depend_on_the_distance_alone_and_not_on_the_resolution():
     heads, d = 2, 16
-    theta = axial_angles(4, 6, heads, d)
+    theta = quick_jit(lambda: axial_angles(4, 6, heads, d))()
     # One head of the log-spaced frequencies pi 10^(k/4) and one row: centres (2 i + 1 - 4) / 6.
     frequencies = np.pi * 10 ** (np.arange(4) / 4)
     np.testing.assert_allclose(theta[1, 2, 0], [-1 / 6 * f for f in [*frequencies[::2]] * 2], rtol=1e-5)
     np.testing.assert_allclose(theta[1, 3, 1, 2:], frequencies[1::2] / 6, rtol=1e-5)
     # Tokens merge in twos: the coarse angles are the means of the fine ones.
-    fine = np.asarray(axial_angles(8, 12, heads, d)).reshape(4, 2, 6, 2, heads, -1).mean((1, 3))
+    fine = np.asarray(quick_jit(lambda: axial_angles(8, 12, heads, d))()).reshape(4, 2, 6, 2, heads, -1).mean((1, 3))
     np.testing.assert_allclose(fine, theta, atol=1e-5)
-    q, k = (jnp.broadcast_to(jnp.asarray(random(heads, d, seed=s)), (1, 4, 6, heads, d)) for s in (0, 1))
-    scores = jnp.einsum("bhwnd,bpqnd->nhwpq", rotate(q, theta), rotate(k, theta))
+    q, k = (np.broadcast_to(random(heads, d, seed=s), (1, 4, 6, heads, d)) for s in (0, 1))
+    scores = np.einsum("bhwnd,bpqnd->nhwpq", *(quick_jit(rotate)(t, theta) for t in (q, k)))
     np.testing.assert_allclose(scores[:, 0, 0, 1, 2], scores[:, 2, 3, 3, 5], rtol=1e-4)
     assert float(np.abs(scores[:, 0, 0, 1, 2] - scores[:, 0, 0, 2, 2]).min()) > 1e-3
 
@@ -146,18 +134,19 @@ def test_rotary_scores_depend_on_the_distance_alone_and_not_on_the_resolution():
 def test_every_level_may_be_a_loop():
     levels = (Level(2, 8, "neighborhood", 3, head_dim=8), Level(2, 8, "window", 2, head_dim=8), Level(1, 8, head_dim=8))
     module, x = HDiT(levels, channels=1, patch=1, mapping_width=8, mapping_depth=0), jnp.asarray(random(1, 8, 8, 1))
-    params = jax.tree.map(lambda p: p + 0.1 * random(*p.shape), init_params(module, jax.random.key(0), x))
-    looped, stacked = module.clone(scan=True), stack_blocks(stack_blocks(params, "down0_layer"), "up0_layer")
-    shapes = param_shapes(looped, x.shape)
+    looped = module.clone(scan=True)
+    plain, shapes = (param_shapes(m, x.shape) for m in (module, looped))
+    params = jax.tree.map(lambda s: 0.3 * random(*s.shape, seed=s.size), plain)
     # Windows are shifted in every second layer, so these are not equal.
     assert {"down0_layers", "up0_layers", "down1_layer0", "up1_layer1", "middle_layer0"} <= set(shapes)
+    state, table = export_params(params, hdit.entries(module, plain)), hdit.entries(looped, shapes)
+    stacked = import_params(state, table, shapes)
+    np.testing.assert_array_equal(stacked["up0_layers"]["qkv"]["kernel"][1], params["up0_layer1"]["qkv"]["kernel"])
+    again = export_params(stacked, table)
+    assert set(again) == set(state) and all((again[name] == value).all() for name, value in state.items())
     noise = jnp.array([0.3])
     out, same = (quick_jit(as_network(m))(p, x, noise) for m, p in ((module, params), (looped, stacked)))
-    close(same, out)
-    state = export_params(params, hdit.entries(module, param_shapes(module, x.shape)))
-    again = import_params(state, hdit.entries(looped, shapes), shapes)
-    jax.tree.map(np.testing.assert_array_equal, again, jax.tree.map(np.asarray, stacked))
-    assert set(export_params(again, hdit.entries(looped, shapes))) == set(state)
+    close(np.asarray(same), np.asarray(out))
 
 
 CONFIGS = {
