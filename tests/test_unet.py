@@ -80,8 +80,7 @@ def last(channels_first):
     "peer, config",
     [
         ("unet", None),
-        ("self_condition", {"learned_variance": True, "channels": 3, "self_condition": True}),
-        ("random", {"random_fourier_features": True}),
+        ("self_condition", {"random_fourier_features": True, "self_condition": True}),
         ("classes", {"attn_dim_head": 8}),
         ("signal", None),
     ],
@@ -89,7 +88,7 @@ def last(channels_first):
 def test_outputs_and_weights_are_those_of_the_package(peer, config):
     module, params, outputs, state, table = imported(peer, config)
     x = tensors.normal("signal", (3, 5, 16)) if peer == "signal" else tensors.normal("x", (3, 3, 8, 12))
-    time = np.array([3.0, 250.0, 999.0], np.float32) / (1000 if peer in ("random", "signal") else 1)
+    time = np.array([3.0, 250.0, 999.0], np.float32) / (1000 if peer in ("self_condition", "signal") else 1)
     conds = {
         "self_condition": {"out": {"image": last(tensors.normal("previous", (3, 3, 8, 12)))}, "absent": None},
         "classes": {"out": {"label": jnp.array([0, 4, 1])}, "dropped": {"label": jnp.array([0, 4, 5])}},

@@ -64,7 +64,9 @@ class Level:
         """Check the fields."""
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {ATTENTIONS}, got {self.attention!r}")
-        if self.depth < 1 or self.head_dim < 8 or self.head_dim % 8 or self.width < 1 or self.width % self.head_dim:
+        heads = self.attention != "none"
+        odd = heads and (self.head_dim < 8 or self.head_dim % 8 > 0 or self.width % self.head_dim > 0)
+        if self.depth < 1 or self.width < 1 or odd:
             raise ValueError(
                 "a level needs depth >= 1, head_dim a multiple of 8 and width a multiple of head_dim; got "
                 f"depth={self.depth}, width={self.width}, head_dim={self.head_dim}"
@@ -148,7 +150,7 @@ class Mapping(nn.Module):
     Equation: ``c = RMS(h_n)``, ``h_0 = RMS(W_t waves(noise) + W_a waves(augment) + table[label])``, ``h_i = h_{i-1} +
     GEGLU(RMS(h_{i-1}))``, ``waves(v) = concat(cos(2 pi F v), sin(2 pi F v))`` with constant normal frequencies F.
 
-    Fields: as of ``HDiT``.
+    Fields: as of ``HDiT``, with the frequencies in any case.
     """
 
     depth: int
@@ -157,20 +159,18 @@ class Mapping(nn.Module):
     dropout: float
     num_classes: int
     augment_dim: int
-    noise_frequencies: tuple[float, ...]
-    augment_frequencies: tuple[float, ...]
+    noise_table: tuple[float, ...]
+    augment_table: tuple[float, ...]
 
     @nn.compact
     def __call__(self, noise: Float[Array, " b"], cond: Cond, *, train: bool) -> Float[Array, "b e"]:
         """Return the condition, (b, width) float32."""
-        batch, half = noise.shape[0], self.width // 2
-        noise_waves = self._waves(noise[:, None], self.noise_frequencies or fixed_frequencies(half))
-        h = _linear(self.width, "noise")(noise_waves)
+        batch = noise.shape[0]
+        h = _linear(self.width, "noise")(self._waves(noise[:, None], self.noise_table))
         if self.augment_dim:
             augment = read_input(cond, "augment", (batch, self.augment_dim))
             augment = jnp.zeros((batch, self.augment_dim)) if augment is None else augment
-            table = self.augment_frequencies or fixed_frequencies(half * self.augment_dim, seed=1)
-            h = h + _linear(self.width, "augment")(self._waves(augment, table))
+            h = h + _linear(self.width, "augment")(self._waves(augment, self.augment_table))
         if self.num_classes:
             label = labels_or_null(cond, batch, self.num_classes)
             h = h + LabelEmbedding(self.num_classes, self.width, name="label_table")(label)
@@ -272,6 +272,16 @@ class HDiT(nn.Module):
         windows = [2**i * level.reach for i, level in enumerate(self.levels) if level.attention == "window"]
         return self.patch * math.lcm(2 ** (len(self.levels) - 1), *windows)
 
+    @property
+    def noise_table(self) -> tuple[float, ...]:
+        """Frequencies of the noise embedding, mapping_width / 2."""
+        return self.noise_frequencies or fixed_frequencies(self.mapping_width // 2)
+
+    @property
+    def augment_table(self) -> tuple[float, ...]:
+        """Frequencies of the augmentation embedding, mapping_width / 2 rows of ``augment_dim``."""
+        return self.augment_frequencies or fixed_frequencies(self.mapping_width // 2 * self.augment_dim, seed=1)
+
     @nn.compact
     def __call__(
         self,
@@ -298,8 +308,8 @@ class HDiT(nn.Module):
             self.mapping_dropout,
             self.num_classes,
             self.augment_dim,
-            self.noise_frequencies,
-            self.augment_frequencies,
+            self.noise_table,
+            self.augment_table,
             name="mapping",
         )
         condition = mapping(self.time_scale * noise_cond.astype(jnp.float32), cond, train=train)

@@ -50,12 +50,18 @@ def main():
     cases = {
         "unet": reference(Unet(**small), lambda m: {"out": m(x, TIME)}),
         "self_condition": reference(
-            Unet(**small, self_condition=True, learned_variance=True, full_attn=(False, False), init_dim=12),
-            lambda m: {"out": m(x, TIME, previous), "absent": m(x, TIME)},
-        ),
-        "random": reference(
-            Unet(8, dim_mults=(1, 2, 2), random_fourier_features=True, attn_heads=(1, 2, 3), attn_dim_head=(8, 4, 8)),
-            lambda m: {"out": m(x, TIME / 1000)},
+            Unet(
+                8,
+                init_dim=12,
+                dim_mults=(1, 2),
+                attn_heads=(1, 2),
+                attn_dim_head=(8, 4),
+                self_condition=True,
+                learned_variance=True,
+                full_attn=(False, False),
+                random_fourier_features=True,
+            ),
+            lambda m: {"out": m(x, TIME / 1000, previous), "absent": m(x, TIME / 1000)},
         ),
         "classes": reference(
             ClassUnet(8, num_classes=5, dim_mults=(1, 2), attn_heads=2, attn_dim_head=8),
