@@ -14,6 +14,7 @@ from jaxdiff.build.parts import parameterization
 from jaxdiff.typing import Cond, Network, Parameterization, Params, require
 
 __all__ = [
+    "NETWORKS",
     "Model",
     "conv_network",
     "init_params",
@@ -116,7 +117,7 @@ def _open(config: C.DataConfig, seed: int) -> data.Source:
             return data.gaussian_vectors(config.num, config.length, mean=config.mean, std=config.std, seed=seed)
 
 
-_NETWORKS: Mapping[type, Any] = {
+NETWORKS: Mapping[type, Any] = {
     C.MLPConfig: networks.MLP,
     C.VectorTransformerConfig: networks.VectorTransformer,
     C.ToyUNetConfig: networks.ToyUNet,
@@ -153,7 +154,7 @@ def _module(config: C.Config, spec: data.DataSpec) -> Any:
         f"network.kind {section.kind!r} is for {_KINDS[section.takes]}, "
         f"but the data are of kind {spec.kind!r} and shape {spec.shape}",
     )
-    cls, shapes = _NETWORKS[type(section)], dict(spec.inputs)
+    cls, shapes = NETWORKS[type(section)], dict(spec.inputs)
     known = {field.name for field in dataclasses.fields(cls)}
     # What the network is told beside the noise: fields that are 0 where it is not told.
     told = {
