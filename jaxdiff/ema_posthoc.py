@@ -88,8 +88,8 @@ def power_inner_products(
 ) -> np.ndarray:
     """Inner products ``<p_a, p_b>`` of the profiles of power-function averages.
 
-    Equation: continuous, the integral of p_a p_b from 0 to m = min(ta, tb), which is ``(ga + 1) (gb + 1) m^(ga + gb + 1)
-    / ((ga + gb + 1) ta^(ga + 1) tb^(gb + 1))``; discrete, the sum of ``power_weights`` of a times those of b.
+    Equation: continuous, the integral of p_a p_b from 0 to m = min(ta, tb), ``(ga + 1) (gb + 1) m^(ga + gb + 1) /
+    ((ga + gb + 1) ta^(ga + 1) tb^(gb + 1))``; discrete, the sum of ``power_weights`` of a times those of b.
 
     Args:
         times_a: (n,) when the averages were stored, > 0; whole numbers of steps if ``discrete``.

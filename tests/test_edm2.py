@@ -7,9 +7,10 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import LABEL, NULL_LABEL, Case, built, inputs, quick_jit
+from network_suite import LABEL, NULL_LABEL, Case, built, initial, inputs, named, quick_jit
 from references.tensors import load, normal
 
 from jaxdiff.denoisers import make_denoiser
@@ -144,26 +145,26 @@ def test_random_waves_have_unit_magnitude_and_are_never_trained():
 
 # The network
 
+force = quick_jit(normalize_weights)
+
 
 def test_forced_normalisation_gives_unit_weights_and_leaves_the_network_as_it_is():
     case = CASES["edm2"]
     _, params, forward, _ = built(case)
     grown = jax.tree_util.tree_map_with_path(lambda path, p: 3.0 * p if path[-1].key == "mp_kernel" else p, params)
-    normal = normalize_weights(grown)
-    kernels = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(normal)[0]:
-        if path[-1].key == "mp_kernel":
+    forced, kernels = force(grown), 0
+    for path, leaf in named(forced).items():
+        name = path.rsplit("/", 1)[1]
+        if name == "mp_kernel":
             kernels += 1
             np.testing.assert_allclose(rms(leaf, tuple(range(leaf.ndim - 1))), 1.0, atol=1e-4)
         else:
-            assert path[-1].key in ("gain", "frozen_frequencies", "frozen_phases")
+            assert name in ("gain", "frozen_frequencies", "frozen_phases")
+            np.testing.assert_array_equal(leaf, named(grown)[path])
     assert kernels == 47
-    flat, grown_flat = (jax.tree_util.tree_leaves_with_path(tree) for tree in (normal, grown))
-    for (path, leaf), (_, before) in zip(flat, grown_flat, strict=True):
-        assert path[-1].key == "mp_kernel" or leaf is before
     arguments = (*inputs(case), case.cond)
     out = forward(params, *arguments)
-    for other in (grown, normal):
+    for other in (grown, forced):
         assert float(np.abs(forward(other, *arguments) - out).max()) < 2e-3 * float(np.abs(out).max())
 
 
@@ -181,6 +182,29 @@ def test_activations_have_unit_magnitude_at_initialisation():
     sizes = {name: float(rms(out["__call__"][0])) for name, out in found.items()}
     assert len(sizes) == 10
     assert 0.75 < min(sizes.values()) and max(sizes.values()) < 1.1
+
+
+def test_training_with_forced_normalisation_fits_a_fixed_batch_and_moves_no_frozen_wave():
+    case = CASES["edm2"]
+    start = force(initial(case))
+    gradients, tx = built(case)[3], optax.adam(3e-2)
+
+    @quick_jit
+    def update(params, state, grads):
+        updates, state = tx.update(grads, state)
+        return normalize_weights(optax.apply_updates(params, updates)), state
+
+    params, state, losses = start, tx.init(start), []
+    for i in range(40):
+        (loss, _), grads = gradients(params, *inputs(case), case.cond, jax.random.key(i))
+        params, state = update(params, state, grads)
+        losses.append(float(loss))
+    assert losses[-1] < 0.3 * losses[0]
+    for path, leaf in named(params).items():
+        if path.endswith("mp_kernel"):
+            np.testing.assert_allclose(rms(leaf, tuple(range(leaf.ndim - 1))), 1.0, atol=2e-4)
+        if "frozen" in path:
+            np.testing.assert_array_equal(leaf, named(start)[path])
 
 
 def test_the_null_label_adds_nothing_and_unknown_ones_are_loud():

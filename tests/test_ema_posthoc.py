@@ -84,6 +84,17 @@ def rebuilt(tracked, time, std, discrete):
     return error, posthoc_error(times, stds, x, time=time, std=std, discrete=discrete)
 
 
+def test_coefficients_are_those_of_the_published_solver():
+    # phema.solve_posthoc_coefficients of NVlabs/edm2
+    times, stds = [512, 512, 1024, 1024, 1536, 1536], [*TRACKS] * 3
+    got = posthoc_coefficients(times, stds, time=1536, std=0.075)
+    wanted = [1.4129808772e-06, -2.5258347884e-05, 3.3346721129e-03, -2.0074196944e-02, 0.3437542971, 0.6730090731]
+    np.testing.assert_allclose(got, wanted, rtol=1e-9)
+    got = posthoc_coefficients(times, stds, time=1200, std=0.15)
+    wanted = [-0.0094470166325, 0.0326770601832, -0.2214955628486, 0.8105619719973, -0.6071150712090, 0.9948186185096]
+    np.testing.assert_allclose(got, wanted, rtol=1e-10)
+
+
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("time, std", [(2000, 0.06), (2000, 0.075), (2000, 0.12), (2000, 0.15), (1000, 0.075)])
 def test_a_width_that_was_tracked_directly_is_reconstructed(tracked, time, std, discrete):
