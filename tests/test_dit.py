@@ -19,40 +19,35 @@ from jaxdiff.networks.embeddings import grid_positions
 
 REFERENCES = pathlib.Path(__file__).parent / "references" / "dit.npz"
 
-SMALL = DiT(patch=2, width=8, depth=2, heads=2, channels=3, num_classes=3, dropout=0.3)
 VECTORS = jnp.linspace(-1.0, 1.0, 20).reshape(4, 5)
-# The head starts at zero: nothing below it moves before it has moved.
-ALL_BUT_HEAD = r"(?!head/linear/).*"
-
+IMAGES = jax.random.normal(jax.random.key(8), (4, 4, 6, 1))
 CASES = {
     "dit": Case(
-        SMALL,
-        (4, 6, 3),
-        cond=LABEL,
-        null=NULL_LABEL,
-        dropout=True,
-        convolutions=False,
-        refused=(5, 6, 3),
-        no_gradient=ALL_BUT_HEAD,
-        scan="block",
-        remat=True,
-    ),
-    "dit_told_more": Case(
         DiT(
-            patch=2, width=8, depth=1, heads=1, channels=2, out_channels=4, vector_size=5, image_channels=1,
+            width=8,
+            depth=2,
+            heads=2,
+            channels=2,
+            out_channels=4,
+            num_classes=3,
+            vector_size=5,
+            image_channels=1,
             time_scale=1000.0,
+            dropout=0.3,
         ),
         (4, 6, 2),
-        cond={"vector": VECTORS, "image": jax.random.normal(jax.random.key(8), (4, 4, 6, 1))},
-        null={"vector": jnp.full((4, 5), jnp.nan), "image": jnp.zeros((4, 4, 6, 1))},
+        cond={"vector": VECTORS, "image": IMAGES} | LABEL,
+        null={"vector": jnp.full((4, 5), jnp.nan), "image": 0 * IMAGES} | NULL_LABEL,
         out_channels=4,
+        dropout=True,
         convolutions=False,
-        refused=(4, 7, 2),
-        no_gradient=ALL_BUT_HEAD,
+        refused=(5, 6, 2),
+        # The head starts at zero: nothing below it moves before it has moved.
+        no_gradient=r"(?!head/linear/).*",
         scan="block",
         remat=True,
     ),
-}  # fmt: skip
+}
 
 
 def count(width, depth, patch, channels=4, outputs=8, classes=1000):
@@ -82,12 +77,12 @@ def test_it_starts_as_zero_and_its_blocks_as_the_identity():
     case = CASES["dit"]
     params, (x, noise) = initial(case), inputs(case)
     _, _, forward, _ = built(case)
-    assert not forward(params, x, noise, LABEL).any()
+    assert not forward(params, x, noise, CASES["dit"].cond).any()
     # With a head that is not zero, the output is linear in the normalised patches alone, whatever the noise and label.
     head = params["head"] | {"linear": jax.tree.map(lambda p: p + 0.3, params["head"]["linear"])}
-    shown = forward(params | {"head": head}, x, noise, LABEL)
-    np.testing.assert_array_equal(shown, forward(params | {"head": head}, x, 0.5 * noise, NULL_LABEL))
-    far = forward(params | {"head": head}, x.at[:, :2, :2].add(1.0), noise, LABEL) - shown
+    shown = forward(params | {"head": head}, x, noise, CASES["dit"].cond)
+    np.testing.assert_array_equal(shown, forward(params | {"head": head}, x, 0.5 * noise, CASES["dit"].cond))
+    far = forward(params | {"head": head}, x.at[:, :2, :2].add(1.0), noise, CASES["dit"].cond) - shown
     assert far[:, :2, :2].any() and not far[:, 2:].any() and not far[:, :, 2:].any()
 
 

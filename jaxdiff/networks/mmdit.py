@@ -271,8 +271,15 @@ class MMDiT(nn.Module):
         return embedding
 
 
-# Depth -> parameters of the published code, where weights of that depth are published.
-_PUBLISHED = {(24, False): 2_028_328_000, (38, True): 8_056_627_520}
+# (depth, qk_norm) -> parameters counted in diffusers, which has the published weights of 24 and 38.
+_PUBLISHED = {
+    (15, False): 496_066_624,
+    (18, False): 856_159_552,
+    (21, False): 1_358_950_720,
+    (24, False): 2_028_328_000,
+    (30, False): 3_962_392_384,
+    (38, True): 8_056_627_520,
+}
 
 
 def presets() -> dict[str, Preset]:
@@ -282,7 +289,7 @@ def presets() -> dict[str, Preset]:
     ``qk_norm`` 64 fewer, the scale of text queries that the last block never uses.
     """
     table = {}
-    for depth, qk_norm in ((15, False), (18, False), (21, False), (24, False), (30, False), (38, True)):
+    for (depth, qk_norm), published in _PUBLISHED.items():
         build = functools.partial(
             MMDiT,
             width=64 * depth,
@@ -297,10 +304,9 @@ def presets() -> dict[str, Preset]:
             "tokens": jax.ShapeDtypeStruct((1, 154, 4096), jnp.float32),
             "vector": jax.ShapeDtypeStruct((1, 2048), jnp.float32),
         }
-        source = "Esser et al. 2024, arXiv:2403.03206"
-        if (depth, qk_norm) in _PUBLISHED:
-            source += "; counted in diffusers; ours differ by the vector that stands in for an absent pooled one"
-            source += " and a scale without use" if qk_norm else ""
-        published = _PUBLISHED.get((depth, qk_norm))
+        source = (
+            "Esser et al. 2024, arXiv:2403.03206; counted in diffusers: ours differ by the vector that stands in for "
+        )
+        source += "an absent pooled one" + (" and a scale without use" if qk_norm else "")
         table[f"mmdit-d{depth}"] = Preset(build, (128, 128, 16), cond, published, None, source)
     return table

@@ -95,8 +95,8 @@ class TransformerBlock(nn.Module):
 class SimpleUViT(nn.Module):
     """U-Net whose lowest level is a transformer without skip connections inside.
 
-    Patches, conv3, per level residual blocks and average pooling down; the transformer; per level nearest upsampling and
-    one residual block more than down, each with a skip; conv3, pixels. The head starts at zero.
+    Patches, conv3, per level residual blocks and average pooling down; the transformer; per level nearest upsampling
+    and one residual block more than down, each with a skip; conv3, pixels. The head starts at zero.
 
     Published are widths, numbers of blocks, heads and dropout. Open, and chosen here: fixed sine-cosine positions, the
     place of the modulation in a transformer block, and plain patches where the authors have wavelets.
@@ -264,6 +264,9 @@ def _average_pool(h: Array) -> Array:
 def presets() -> dict[str, Preset]:
     """Return the networks for ImageNet at 128, 256 and 512 px; published is no more of their size than "2B"."""
     table = {}
+    source = (
+        "Hoogeboom et al. 2023, arXiv:2301.11093: about 2e9 parameters; wavelets there where there are patches here"
+    )
     for side, patch in ((128, 1), (256, 2), (512, 4)):
         build = functools.partial(SimpleUViT, patch=patch, num_classes=1000, dropout=0.2)
         cond = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
