@@ -110,9 +110,7 @@ def module_from(tensors: Mapping[str, np.ndarray], *, image_channels: int = 0, d
     )
 
 
-def _block(
-    module: DDPMpp | ADM, ours: str, theirs: str, flat: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, Entry]:
+def _block(module: DDPMpp | ADM, ours: str, theirs: str, flat: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Entry]:
     """Entries of one residual block."""
     found = {}
     for name in ("norm0", "norm1"):
