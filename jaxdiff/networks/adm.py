@@ -23,7 +23,7 @@ __all__ = ["ADM", "presets"]
 class ADM(nn.Module):
     """U-Net of residual blocks that also resample, scaled and shifted by the embedding, with attention at many levels.
 
-    The defaults are ADM for 64x64 without labels, 294,871,299 parameters. With ``resample="conv"`` and ``heads=4``
+    The defaults are ADM for 64x64 without labels, 295,131,267 parameters. With ``resample="conv"`` and ``heads=4``
     it is the network of improved DDPM.
 
     Fields:

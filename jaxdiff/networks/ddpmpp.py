@@ -74,7 +74,7 @@ class DDPMpp(nn.Module):
         dtype: compute type; parameters, embeddings, statistics and output are float32.
         remat: recompute the insides of every block in the backward pass.
 
-    Height and width must be multiples of ``2^(levels - 1)``.
+    Height and width must be multiples of ``2^(levels - 1)``, and of ``window`` times that for "tmsa".
 
     Raises:
         ValueError: for fields out of range, or an input of the wrong channels or size.
@@ -140,7 +140,8 @@ class DDPMpp(nn.Module):
     @property
     def size_factor(self) -> int:
         """What height and width must be multiples of."""
-        return 2 ** (len(self.dim_mults) - 1)
+        windows = self.window if self.attention == "tmsa" and self.window is not None else 1
+        return windows * 2 ** (len(self.dim_mults) - 1)
 
     @property
     def style(self) -> BlockStyle:
