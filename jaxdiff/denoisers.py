@@ -7,7 +7,14 @@ from jaxtyping import Array, Float
 
 from jaxdiff.typing import Cond, Denoiser, Network, Parameterization, Params, expand_to, require
 
-__all__ = ["clip", "dynamic_threshold", "make_denoiser", "make_learned_range", "precondition"]
+__all__ = [
+    "clip",
+    "dynamic_threshold",
+    "make_denoiser",
+    "make_learned_range",
+    "precondition",
+    "precondition_learned_range",
+]
 
 
 def precondition(
@@ -58,37 +65,56 @@ def make_denoiser(network: Network, params: Params, parameterization: Parameteri
     return denoiser
 
 
-def make_learned_range(
-    network: Network, params: Params, parameterization: Parameterization
-) -> Callable[..., tuple[Array, Array]]:
-    """Denoiser that also says where its variance lies between DDPM's two bounds.
+def precondition_learned_range(
+    network: Network,
+    params: Params,
+    parameterization: Parameterization,
+    x: Float[Array, "batch ..."],
+    sigma: Float[Array, " batch"],
+    cond: Cond = None,
+    key: Array | None = None,
+) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+    """:func:`precondition` for a network that also says where its variance lies between DDPM's two bounds.
 
     The network has twice the channels of x in its last axis; the first half predicts what the parameterization says,
     the second a v in [-1, 1], of which ``f = (v + 1)/2`` is 0 at the lower variance and 1 at the upper.
+
+    Returns:
+        (estimate of x0, f), both like ``x``.
+
+    Raises:
+        ValueError: for a network that does not return twice the channels.
+
+    Reference: Nichol and Dhariwal 2021, equation 15, arXiv:2102.09672.
+    """
+    found = []
+
+    def first_half(params: Params, x: Array, noise_cond: Array, cond: Cond = None, key: Array | None = None) -> Array:
+        raw = network(params, x, noise_cond, cond, key)
+        wanted = (*x.shape[:-1], 2 * x.shape[-1])
+        require(raw.shape == wanted, f"the network returned shape {raw.shape}: a learned range needs {wanted}")
+        mean, v = jnp.split(raw, 2, axis=-1)
+        found.append((v.astype(x.dtype) + 1) / 2)
+        return mean
+
+    return precondition(first_half, params, parameterization, x, sigma, cond, key), found[0]
+
+
+def make_learned_range(
+    network: Network, params: Params, parameterization: Parameterization
+) -> Callable[..., tuple[Array, Array]]:
+    """Bind a network that learns the range of its variances, see :func:`precondition_learned_range`.
 
     Returns:
         ``denoiser(x, sigma, cond=None) -> (x0, f)``, for :func:`jaxdiff.samplers.ddpm` with ``variance="learned"``.
 
     Raises:
         ValueError: when called, for a network that does not return twice the channels.
-
-    Reference: Nichol and Dhariwal 2021, equation 15, arXiv:2102.09672.
     """
 
     def denoiser(x: Array, sigma: Array, cond: Cond = None) -> tuple[Array, Array]:
-        found = []
-
-        def first_half(
-            params: Params, x: Array, noise_cond: Array, cond: Cond = None, key: Array | None = None
-        ) -> Array:
-            raw = network(params, x, noise_cond, cond, key)
-            wanted = (*x.shape[:-1], 2 * x.shape[-1])
-            require(raw.shape == wanted, f"the network returned shape {raw.shape}: a learned range needs {wanted}")
-            mean, v = jnp.split(raw, 2, axis=-1)
-            found.append((v.astype(x.dtype) + 1) / 2)
-            return mean
-
-        return make_denoiser(first_half, params, parameterization)(x, sigma, cond), found[0]
+        levels = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])
+        return precondition_learned_range(network, params, parameterization, x, levels, cond)
 
     return denoiser
 

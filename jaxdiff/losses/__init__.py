@@ -5,7 +5,11 @@ A prediction target is a weighting in disguise: the plain loss on a network's ra
 denoiser.
 """
 
-from jaxdiff.losses.denoising import BIN_EDGES, MAX_SIGMA, denoising_loss, drop_cond
+from jaxdiff.losses.denoising import denoising_loss
+from jaxdiff.losses.resampling import LossHistory, LossSecondMoment
+from jaxdiff.losses.shared import BIN_EDGES, MAX_SIGMA, drop_cond
+from jaxdiff.losses.uncertainty import uncertainty_loss
+from jaxdiff.losses.variational import variational_loss
 from jaxdiff.losses.weighting import (
     EDMWeighting,
     MinSNR,
@@ -20,6 +24,8 @@ from jaxdiff.losses.weighting import (
 __all__ = [
     "BIN_EDGES",
     "EDMWeighting",
+    "LossHistory",
+    "LossSecondMoment",
     "MAX_SIGMA",
     "MinSNR",
     "P2Weighting",
@@ -30,4 +36,6 @@ __all__ = [
     "Weighting",
     "denoising_loss",
     "drop_cond",
+    "uncertainty_loss",
+    "variational_loss",
 ]

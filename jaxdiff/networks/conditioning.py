@@ -10,7 +10,8 @@ name        one example                            null value (also what an abse
 "augment"   (k,) parameters of an augmentation     zeros: not augmented
 ==========  =====================================  ==========================================================
 
-For guidance one mask drops all inputs of an example together: ``losses.drop_cond`` with these null values.
+For guidance one mask drops all inputs of an example together: ``losses.drop_cond`` with these null values. "augment"
+is never dropped: it says what was done to the image, and an image that was changed must not pass for one that was not.
 """
 
 import jax.numpy as jnp

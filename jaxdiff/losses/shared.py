@@ -1,0 +1,90 @@
+"""What all losses share: dropped conditions, the error of an example, metrics by noise level."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxdiff.typing import Cond, Mean, Metrics, expand_to, require
+
+__all__ = ["BIN_EDGES", "MAX_SIGMA", "check_dropout", "drop_at_random", "drop_cond", "mean_square", "noise_metrics"]
+
+BIN_EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Noise levels that separate the eight bins of the logged ``loss_bin``."""
+
+MAX_SIGMA = 1e5
+"""Stands for an infinite noise level (alpha = 0): the signal is then below float32 resolution."""
+
+KEPT = ("augment",)
+"""Inputs that are never dropped: they say what was done to the image, and without them it would leak into samples."""
+
+
+def drop_cond(cond: Cond, null_cond: Mapping[str, Any], drop: Array) -> Cond:
+    """Replace every conditioning input of the rows marked in ``drop`` by its null value, "augment" alone excepted.
+
+    Args:
+        cond: name -> array of shape (batch, ...).
+        null_cond: name -> null value of one example, without batch axis; the same names.
+        drop: bool (batch,); one mask for all inputs.
+
+    Returns:
+        The mapping with the marked rows replaced.
+    """
+    if not cond:
+        return cond
+
+    def replace(value: Array, null: Any) -> Array:
+        null = jnp.broadcast_to(jnp.asarray(null, value.dtype), value.shape)
+        return jnp.where(expand_to(drop, value), null, value)
+
+    return {name: value if name in KEPT else replace(value, null_cond[name]) for name, value in cond.items()}
+
+
+def check_dropout(cond_dropout: float, null_cond: Mapping[str, Any] | None) -> None:
+    """Refuse a probability out of range, or dropout without null values.
+
+    Raises:
+        ValueError: see above.
+    """
+    require(0 <= cond_dropout < 1, f"cond_dropout is {cond_dropout}: use a probability in [0, 1)")
+    require(cond_dropout == 0 or bool(null_cond), "cond_dropout needs null_cond: give each input's null value")
+
+
+def drop_at_random(
+    key: Key[Array, ""], cond: Cond, probability: float, null_cond: Mapping[str, Any] | None, batch: int
+) -> Cond:
+    """Give each of ``batch`` rows its null condition with ``probability``."""
+    if not cond or probability == 0 or null_cond is None:
+        return cond
+    return drop_cond(cond, null_cond, jax.random.bernoulli(key, probability, (batch,)))
+
+
+def mean_square(difference: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
+    """Mean over all axes but the first of the squares."""
+    return jnp.mean(jnp.square(difference).reshape(difference.shape[0], -1), axis=1)
+
+
+def noise_metrics(
+    sigma: Float[Array, " batch"],
+    error: Float[Array, " batch"],
+    loss: Float[Array, " batch"],
+    importance: Float[Array, " batch"] | None = None,
+) -> Metrics:
+    """Metrics of every loss: "mse", the unweighted error of x0, and "loss_bin", the loss by noise level.
+
+    Args:
+        sigma: noise level of each example.
+        error: unweighted error of x0, likewise.
+        loss: likewise; weights are relative within a bin.
+        importance: by how much each example counts, where noise levels are drawn from another law than the loss's.
+
+    Returns:
+        The metrics.
+    """
+    bin_of = jnp.searchsorted(jnp.asarray(BIN_EDGES, sigma.dtype), sigma)
+    member = jax.nn.one_hot(bin_of, len(BIN_EDGES) + 1, dtype=sigma.dtype)
+    if importance is not None:
+        error, member = importance * error, importance[:, None] * member
+    return {"mse": jnp.mean(error), "loss_bin": Mean(loss @ member, jnp.sum(member, axis=0))}

@@ -1,0 +1,70 @@
+"""Loss weights learned from the loss itself: the uncertainty weighting of EDM2."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxdiff.denoisers import precondition
+from jaxdiff.losses.shared import MAX_SIGMA, check_dropout, drop_at_random, mean_square, noise_metrics
+from jaxdiff.losses.weighting import Simple, Weighting
+from jaxdiff.noise_levels import NoiseLevels
+from jaxdiff.typing import Loss, Metrics, Network, Parameterization, Params, expand_to
+
+__all__ = ["uncertainty_loss"]
+
+
+def uncertainty_loss(
+    network: Network,
+    uncertainty: Callable[[Params, Float[Array, " batch"]], Float[Array, " batch"]],
+    *,
+    parameterization: Parameterization,
+    noise_levels: NoiseLevels,
+    weighting: Weighting | None = None,
+    cond_dropout: float = 0.0,
+    null_cond: Mapping[str, Any] | None = None,
+) -> Loss:
+    """Build the denoising loss whose scale at every noise level is learned along with it.
+
+    ``loss = mean_i [w(sigma_i) e_i / exp(u_i) + u_i]``, ``e_i = mean_j (D(x0_i + sigma_i eps_i; sigma_i) - x0_i)_j^2``
+    and ``u_i = u(c_noise(sigma_i))``. For any D the best u is the log of the mean weighted error at that level, so
+    that in the end every level contributes alike to the gradient of D.
+
+    Args:
+        network: raw network; its parameters are ``params["network"]``.
+        uncertainty: ``(params["uncertainty"], noise_cond (batch,)) -> u (batch,)``, such as
+            ``lambda p, c: networks.edm2.Uncertainty().apply({"params": p}, c)``.
+        parameterization: what the network predicts.
+        noise_levels: ``(key, n) -> sigma`` of shape (n,).
+        weighting: weight in x0 space; None means ``Simple(parameterization)``.
+        cond_dropout: probability in [0, 1) of replacing all conditioning of an example by its null value.
+        null_cond: null values by name; needed when ``cond_dropout`` is positive.
+
+    Returns:
+        The loss. Metrics are "mse" and "loss_bin" of the weighted error ``w e`` without u, comparable with those of
+        ``denoising_loss``, and "uncertainty", the mean u.
+
+    Raises:
+        ValueError: for a probability out of range, or dropout without null values.
+
+    Reference: Karras et al. 2024 (EDM2), arXiv:2312.02696.
+    """
+    check_dropout(cond_dropout, null_cond)
+    weight_of = Simple(parameterization) if weighting is None else weighting
+
+    def loss(params: Params, batch: Mapping[str, Any], key: Key[Array, ""]) -> tuple[Array, Metrics]:
+        x0, cond = batch["x"], batch.get("cond")
+        sigma_key, eps_key, drop_key, network_key = jax.random.split(key, 4)
+        sigma = jnp.minimum(noise_levels(sigma_key, x0.shape[0]).astype(x0.dtype), MAX_SIGMA)
+        x = x0 + expand_to(sigma, x0) * jax.random.normal(eps_key, x0.shape, x0.dtype)
+        cond = drop_at_random(drop_key, cond, cond_dropout, null_cond, x0.shape[0])
+        estimate = precondition(network, params["network"], parameterization, x, sigma, cond, network_key)
+        error = mean_square(estimate - x0)
+        weighted = weight_of(sigma) * error
+        u = uncertainty(params["uncertainty"], parameterization(sigma).noise)
+        metrics = {**noise_metrics(sigma, error, weighted), "uncertainty": jnp.mean(u)}
+        return jnp.mean(weighted * jnp.exp(-u) + u), metrics
+
+    return loss
