@@ -1,7 +1,7 @@
 """Class-conditional MNIST in ten CPU minutes with image-space DiffiT under EDM.
 
-python train.py diffit-mnist --data.path mnist.npz
-python sample.py runs/diffit-mnist
+    python train.py diffit-mnist --data.path mnist.npz
+    python sample.py runs/diffit-mnist
 """
 
 from jaxdiff.config import (
@@ -18,8 +18,8 @@ CONFIG = Config(
     name="diffit-mnist",
     data=DataConfig(kind="npz", condition="label", shape=(28, 28, 1), classes=10),
     network=DiffiTImageConfig(
-        widths=(64, 96),
-        blocks=(1, 2),
+        widths=(64, 128),
+        blocks=(1, 3),
         window=7,
         head_dim=32,
         mlp_ratio=2,

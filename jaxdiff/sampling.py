@@ -143,7 +143,7 @@ def _settings(run: TrainedRun, request: Request) -> dict[str, Any]:
         "guidance": section.guidance,
         "options": {
             name: getattr(section, name)
-            for name in ("eta", "order", "s_noise", "s_churn", "variance", "variance_knob", "shift", "brownian")
+            for name in ("guidance_kind", "eta", "order", "s_noise", "s_churn", "variance", "variance_knob", "shift", "brownian")
         },
         "labels": None if request.labels is None else request.labels.tolist(),
         **(

@@ -107,9 +107,14 @@ def draw(config: C.Config, built: Model, *, guided: bool, trajectory: bool = Fal
         f"not {config.loss.kind!r}",
     )
 
+    def weight(scale: jax.Array) -> Any:
+        if config.sample.guidance_kind == "constant":
+            return scale
+        return guidance.power_cosine_scale(scale, schedule(config.schedule).time)
+
     def guide(denoiser: Denoiser, scale: jax.Array) -> Denoiser:
         if guided:
-            denoiser = guidance.classifier_free(denoiser, scale, built.null_cond)
+            denoiser = guidance.classifier_free(denoiser, weight(scale), built.null_cond)
         return denoisers.clip(denoiser) if config.sample.clip and built.spec.kind == "image" else denoiser
 
     def denoiser_of(params: Params, scale: jax.Array) -> Any:

@@ -276,6 +276,8 @@ class SampleConfig:
     sigma_max: float = 80.0
     guidance: float = 1.0
     """0 is unconditional, 1 conditional, larger values push towards the condition."""
+    guidance_kind: Literal["constant", "power_cosine"] = "constant"
+    """The same at every noise level, or growing from 1 at the noise to `guidance` at the data (MDT, DiffiT)."""
     clip: bool = False
     """Clip each estimate of an image to [-1, 1]."""
     shift: float = 1.0

@@ -66,7 +66,7 @@ def convert(
     meta = {
         "config": C.to_dict(config),
         "spec": spec.to_dict(),
-        "normalizer": (data.image_normalizer() if spec.kind == "image" else data.Normalizer()).to_dict(),
+        "normalizer": (data.image_normalizer() if spec.kind == "image" else data.Normalizer(0.0, 1.0)).to_dict(),
         "data": {"fingerprint": "", "examples": 0, "origin": f"weights from {source.name} ({kind})"},
     }
     folder.mkdir(parents=True, exist_ok=True)

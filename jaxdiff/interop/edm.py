@@ -7,7 +7,7 @@ state dict                              ours
 ======================================  ====================================================
 map_layer0, map_layer1                  embed_in, embed_out
 map_label, map_augment                  label, augment
-map_noise.freqs                         waves/frequencies
+map_noise.freqs                         waves/frozen_frequencies
 enc.RxR_conv                            stem
 enc.RxR_down, dec.RxR_up                down{level}, up{level}
 enc.RxR_aux_residual                    down{level}_residual
@@ -192,7 +192,7 @@ def entries(module: DDPMpp | ADM, shapes: Params, *, resolution: int, prefix: st
     singles = {
         "label/table": linear(f"{prefix}map_label.weight"),
         "label/bias": same(f"{prefix}map_label.bias"),
-        "waves/frequencies": same(f"{prefix}map_noise.freqs"),
+        "waves/frozen_frequencies": same(f"{prefix}map_noise.freqs"),
     }
     found |= {path: entry for path, entry in singles.items() if path in flat}
     for ours, theirs in _blocks(module, resolution).items():

@@ -36,7 +36,7 @@ class FourierWaves(nn.Module):
     @nn.compact
     def __call__(self, values: Float[Array, " batch"]) -> Float[Array, "batch features"]:
         """Embed (batch,) numbers as (batch, features) float32."""
-        frequencies = jax.lax.stop_gradient(declare(self, "frequencies", normal(16.0), (self.features // 2,)))
+        frequencies = jax.lax.stop_gradient(declare(self, "frozen_frequencies", normal(16.0), (self.features // 2,)))
         angles = values.astype(jnp.float32)[:, None] * (2 * math.pi * frequencies)[None]
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
