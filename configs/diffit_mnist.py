@@ -1,7 +1,7 @@
 """Class-conditional MNIST in ten CPU minutes with image-space DiffiT under EDM.
 
-    python train.py diffit-mnist --data.path mnist.npz
-    python sample.py runs/diffit-mnist
+python train.py diffit-mnist --data.path mnist.npz
+python sample.py runs/diffit-mnist
 """
 
 from jaxdiff.config import (

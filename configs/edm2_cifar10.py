@@ -1,4 +1,4 @@
-"""Class-conditional CIFAR-10 as EDM2 trains: magnitudes preserved, uncertainty, power-function averages; and a smoke run.
+"""Class-conditional CIFAR-10 as EDM2 trains: kept magnitudes, uncertainty, power-function averages; and a smoke run.
 
     python train.py edm2-cifar10                        # accelerators; reads TFDS cifar10
     python train.py edm2-cifar10-smoke --data.kind folder --data.path cifar10.zip

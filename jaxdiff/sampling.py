@@ -22,6 +22,17 @@ __all__ = ["Request", "TrainedRun", "load_run", "parse_labels", "read_inputs", "
 GRID_SAMPLES = 100
 TRAJECTORY_SAMPLES = 16
 GIF_FRAMES = 120
+OPTIONS = (
+    "guidance_kind",
+    "eta",
+    "order",
+    "s_noise",
+    "s_churn",
+    "variance",
+    "variance_knob",
+    "shift",
+    "brownian",
+)
 
 
 class TrainedRun(NamedTuple):
@@ -141,10 +152,7 @@ def _settings(run: TrainedRun, request: Request) -> dict[str, Any]:
         "steps": section.steps,
         "grid": section.grid,
         "guidance": section.guidance,
-        "options": {
-            name: getattr(section, name)
-            for name in ("guidance_kind", "eta", "order", "s_noise", "s_churn", "variance", "variance_knob", "shift", "brownian")
-        },
+        "options": {name: getattr(section, name) for name in OPTIONS},
         "labels": None if request.labels is None else request.labels.tolist(),
         **(
             {"inputs": data.fingerprint_of(*(v for kv in sorted(request.inputs.items()) for v in kv))}

@@ -44,7 +44,7 @@ def loss(config: C.Config, built: Model) -> Loss | MemoryLoss:
                 parameterization=built.parameterization,
                 schedule=steps_of(config),
                 kind=section.kind,
-                resampling=section.resampling,
+                resampling=losses.LossSecondMoment() if section.resampling else None,
                 **dropout,
             )
     return augmented(made, section.augment) if section.augment else made
