@@ -174,9 +174,10 @@ def _module(config: C.Config, spec: data.DataSpec) -> Any:
     if isinstance(section, C.HDiTConfig):
         fields = _hourglass(section, fields)
     fields |= {"dtype": jnp.dtype(config.runtime.dtype)}
-    if axes > 1:
-        sizes = {"height": spec.shape[0], "width": spec.shape[-2], "channels": spec.shape[-1]}
-        fields |= {name: size for name, size in sizes.items() if name in known}
+    if "channels" in known:
+        fields["channels"] = spec.shape[-1]
+    if {"height", "width"} <= known:
+        fields |= {"height": spec.shape[0], "width": spec.shape[1]}
     return cls(**fields)
 
 
@@ -234,7 +235,7 @@ def model(config: C.Config, spec: data.DataSpec) -> Model:
     )
     null: dict[str, Any] = {}
     if condition == "label":
-        null = {"label": np.int32(spec.num_classes)}
+        null = {"label": np.asarray(spec.num_classes, np.int32)}
     elif condition == "context":
         null = {"context": np.zeros(spec.num_classes, np.float32)}
     shapes = dict(spec.inputs)
@@ -246,10 +247,11 @@ def model(config: C.Config, spec: data.DataSpec) -> Model:
     )
     null |= data.null_inputs([(name, shapes[name]) for name in config.data.inputs])
     module = _module(config, spec)
-    trained, uncertainty = networks.as_network(module), None
-    if config.loss.kind == "uncertainty":
-        trained, uncertainty = _beside(trained, networks.Uncertainty())
+    trained = networks.as_network(module)
     network = _first_half(trained) if config.loss.learned_range else trained
+    uncertainty = None
+    if config.loss.kind == "uncertainty":
+        network, uncertainty = _part(trained), _uncertainty
     return Model(module, network, trained, uncertainty, parameterization(config), spec, condition, null)
 
 
@@ -262,16 +264,17 @@ def _first_half(network: Network) -> Network:
     return half
 
 
-def _beside(network: Network, head: networks.Uncertainty) -> tuple[Network, Callable[..., jax.Array]]:
-    """A network and the uncertainty as functions of one tree of parameters of both."""
+def _part(network: Network) -> Network:
+    """A network whose parameters lie beside those of the uncertainty."""
 
     def inner(params: Params, x: jax.Array, noise_cond: jax.Array, cond: Cond = None, key: Any = None) -> jax.Array:
         return network(params["network"], x, noise_cond, cond, key)
 
-    def uncertainty(params: Params, noise_cond: jax.Array) -> jax.Array:
-        return jnp.asarray(head.apply({"params": params["uncertainty"]}, noise_cond))
+    return inner
 
-    return inner, uncertainty
+
+def _uncertainty(params: Params, noise_cond: jax.Array) -> jax.Array:
+    return jnp.asarray(networks.Uncertainty().apply({"params": params}, noise_cond))
 
 
 def _example(built: Model) -> tuple[jax.Array, jax.Array, Cond]:
