@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import LABEL, NULL_LABEL, Case, built, initial, inputs, quick_jit
+from network_suite import LABEL, NULL_LABEL, Case, built, initial, inputs, named, quick_jit
 from references import tensors
 
 from jaxdiff.interop import WeightsError, export_params, import_params
@@ -84,6 +84,22 @@ def test_it_starts_as_zero_and_its_blocks_as_the_identity():
     np.testing.assert_array_equal(shown, forward(params | {"head": head}, x, 0.5 * noise, CASES["dit"].cond))
     far = forward(params | {"head": head}, x.at[:, :2, :2].add(1.0), noise, CASES["dit"].cond) - shown
     assert far[:, :2, :2].any() and not far[:, 2:].any() and not far[:, :, 2:].any()
+
+
+def test_once_the_head_has_moved_only_gates_and_patches_learn():
+    """Gates of zero hide what they multiply, and matrices of zero hide the embedding that they read."""
+    case = CASES["dit"]
+    params = initial(case)
+    head = jax.tree.map(lambda p: p + jnp.linspace(-0.3, 0.5, p.size).reshape(p.shape), params["head"]["linear"])
+    _, _, _, gradients = built(case)
+    moved = params | {"head": params["head"] | {"linear": head}}
+    grads = named(jax.device_get(gradients(moved, *inputs(case), case.cond, jax.random.key(3))[1]))
+    hidden = r"time/.*|label_table|vector/.*|block\d/(qkv|attention_out|mlp_in|mlp_out)/.*"
+    for path, grad in grads.items():
+        assert bool((grad == 0).all()) is (re.fullmatch(hidden, path) is not None), path
+    for path in ("block0/modulation/kernel", "block1/modulation/bias"):
+        shift1, scale1, gate1, shift2, scale2, gate2 = np.split(grads[path], 6, axis=-1)
+        assert gate1.any() and gate2.any() and not any(part.any() for part in (shift1, scale1, shift2, scale2))
 
 
 def test_initial_values_follow_the_published_distributions():

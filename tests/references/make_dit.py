@@ -1,6 +1,9 @@
-"""Outputs of DiT by its authors and by diffusers, for tests/test_dit.py. See README.md.
+"""Outputs of DiT by its authors and by diffusers, for tests/test_dit.py.
 
 python make_dit.py FOLDER    # FOLDER holds models.py of github.com/facebookresearch/DiT
+
+The three layers that models.py takes from timm are written below. Both peers put the patches together as a square, so
+that height and width cannot differ here. diffusers draws no copies: all blocks get the embeddings of the first.
 """
 
 import pathlib

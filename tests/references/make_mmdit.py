@@ -1,4 +1,4 @@
-"""Outputs of diffusers' SD3Transformer2DModel for tests/test_transformers.py. See README.md."""
+"""Outputs of diffusers' SD3Transformer2DModel for tests/test_transformers.py: images that are not square."""
 
 import pathlib
 
