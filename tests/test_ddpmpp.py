@@ -53,6 +53,7 @@ CASES = {
             dim=16,
             dim_mults=(1, 2),
             blocks=1,
+            attention_levels=(),
             out_channels=6,
             embedding="fourier",
             embedding_mult=2,
@@ -103,7 +104,7 @@ def test_outputs_of_the_published_code(name):
             taps = np.array([1.0, 1.0] if name == "ddpmpp" else [1.0, 3.0, 3.0, 1.0], np.float32)
             state[key] = (np.outer(taps, taps) / taps.sum() ** 2).reshape(value.shape)
     module = edm.module_from(state)
-    wanted = CASES["ncsnpp"].module.clone(out_channels=3, num_classes=3, augment_dim=9)
+    wanted = CASES["ncsnpp"].module.clone(out_channels=3, num_classes=3, augment_dim=9, attention_levels=(1,))
     if name == "ddpmpp":
         wanted = wanted.clone(embedding="positional", embedding_mult=1, encoder="standard", taps=BOX)
     assert module == wanted

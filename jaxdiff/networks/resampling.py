@@ -5,6 +5,7 @@ slow on a CPU forward and worse backward. Its few products are written out here:
 reshapes and additions, whose gradients are again such.
 """
 
+import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -44,12 +45,10 @@ def _down(x: Array, axis: int, taps: tuple[int, ...]) -> Array:
     )
 
 
-def _up(x: Array, axis: int, taps: tuple[int, ...]) -> Array:
-    """Twice the adjoint of halving along one axis: ``y_(2i + k - p) += 2 f_k x_i``, p = len(f) / 2 - 1."""
-    size, before = x.shape[axis], len(taps) // 2 - 1
-    reach = len(taps) // 2
-    padded = _pad(x, axis, reach)
-    phases = []
+def _up(x: Array, axis: int, taps: tuple[int, ...]) -> list[Array]:
+    """Even and odd places of twice the adjoint of halving: ``y_(2i + k - p) += 2 f_k x_i``, p = len(f) / 2 - 1."""
+    size, before, reach = x.shape[axis], len(taps) // 2 - 1, len(taps) // 2
+    padded, phases = _pad(x, axis, reach), []
     for r in (0, 1):
         terms = (
             _part(padded, axis, reach - (k - before - r) // 2, size) * (2 * tap / sum(taps))
@@ -57,7 +56,7 @@ def _up(x: Array, axis: int, taps: tuple[int, ...]) -> Array:
             if (k - before - r) % 2 == 0
         )
         phases.append(sum(terms, start=jnp.zeros((), x.dtype)))
-    return jnp.stack(phases, axis=axis + 1).reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+    return phases
 
 
 def downsample(
@@ -108,6 +107,6 @@ def upsample(x: Float[Array, "b h w c"], taps: tuple[int, ...] = BOX) -> Float[A
     Reference: Karras et al. 2022, arXiv:2206.00364; Song et al. 2020, arXiv:2011.13456.
     """
     _check(taps)
-    for axis in (1, 2):
-        x = _up(x, axis, taps)
-    return x
+    # Both axes before anything is interleaved: one pass over the large image.
+    rows = [jnp.stack(_up(row, 2, taps), axis=3) for row in _up(x, 1, taps)]
+    return einops.rearrange(jnp.stack(rows, axis=2), "b h p w q c -> b (h p) (w q) c")
