@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxdiff import (
+        augmentation,
         data,
         denoisers,
         editing,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "augmentation",
     "data",
     "denoisers",
     "editing",

@@ -65,17 +65,13 @@ def test_both_kinds_equal_the_published_formulas_whatever_the_network_predicts(t
     out = np.asarray(TARGETS[target](jnp.asarray(sigma, jnp.float32)).out)
     simple = np.square((denoise(X0 + sigma * eps, sigma) - X0) / out).mean(-1)
     expected = {"hybrid": np.mean(simple + 12 / 1000 * bits), "vlb": np.mean(12 * bits)}
-    for kind, value in expected.items():
-        found, metrics = jax.jit(loss_for(target, kind=kind))(PARAMS, BATCH, KEY)
-        assert float(found) == pytest.approx(value, rel=2e-5)
+    both = jax.jit(lambda *args: {kind: loss_for(target, kind=kind)(*args) for kind in expected})
+    for kind, (found, metrics) in both(PARAMS, BATCH, KEY).items():
+        assert float(found) == pytest.approx(expected[kind], rel=2e-5)
         assert float(metrics["bound"]) == pytest.approx(expected["vlb"], rel=2e-5)
 
 
 def test_hybrid_learns_the_mean_from_the_error_alone_and_the_variance_from_the_bound_alone():
-    gradient = {
-        kind: jax.jit(jax.grad(lambda p, kind=kind: loss_for(kind=kind)(p, BATCH, KEY)[0]))(PARAMS)
-        for kind in ("hybrid", "vlb")
-    }
     step, _ = draws(KEY)
     sigma = jnp.asarray(SCHEDULE.noise_levels(), jnp.float32)[step - 1]
     plain = L.denoising_loss(
@@ -83,8 +79,9 @@ def test_hybrid_learns_the_mean_from_the_error_alone_and_the_variance_from_the_b
         parameterization=TARGETS["eps"],
         noise_levels=lambda key, n: sigma,
     )
-    simple = jax.jit(jax.grad(lambda p: plain(p, BATCH, KEY)[0]))(PARAMS)
-    np.testing.assert_allclose(gradient["hybrid"]["mean"], simple["mean"], rtol=1e-4)
+    compared = {"hybrid": loss_for(), "vlb": loss_for(kind="vlb"), "simple": plain}
+    gradient = jax.jit(jax.jacrev(lambda p: {name: loss(p, BATCH, KEY)[0] for name, loss in compared.items()}))(PARAMS)
+    np.testing.assert_allclose(gradient["hybrid"]["mean"], gradient["simple"]["mean"], rtol=1e-4)
     np.testing.assert_allclose(gradient["hybrid"]["v"], gradient["vlb"]["v"] / 1000, rtol=1e-4)
     assert abs(float(gradient["vlb"]["mean"])) > 1e-3  # the bound alone trains the mean too
 
@@ -101,7 +98,8 @@ def test_gradients_are_finite_at_all_4000_steps_of_the_cosine_recipe():
 def test_the_range_is_read_as_the_samplers_read_it():
     step, eps = draws(KEY)
     x = BATCH["x"] + 0.5 * jnp.asarray(eps, jnp.float32)
-    _, f = make_learned_range(network_for(TARGETS["v"]), PARAMS, TARGETS["v"])(x, jnp.float32(0.5))
+    denoiser = jax.jit(make_learned_range(network_for(TARGETS["v"]), PARAMS, TARGETS["v"]))
+    _, f = denoiser(x, jnp.float32(0.5))
     np.testing.assert_allclose(f, np.full((64, 3), 0.35), rtol=1e-6)
 
 
@@ -122,7 +120,7 @@ def test_bad_options_are_refused(options, words):
 def test_a_network_without_a_second_half_is_refused():
     loss = L.variational_loss(lambda p, x, *_: x, parameterization=TARGETS["v"], schedule=SCHEDULE)
     with pytest.raises(ValueError, match=r"\(64, 3\): a learned range needs \(64, 6\)"):
-        loss({}, BATCH, KEY)
+        jax.jit(loss)({}, BATCH, KEY)
 
 
 def test_history_equals_a_list_of_the_last_losses_in_the_order_of_the_batch():
@@ -145,18 +143,18 @@ def test_history_equals_a_list_of_the_last_losses_in_the_order_of_the_batch():
 
 def test_probabilities_stay_uniform_until_every_step_is_full_and_bear_zeros():
     law = L.LossSecondMoment(history=2)
-    memory = law.update(law.init(3), jnp.array([1, 1, 2, 2, 3]), jnp.arange(1.0, 6.0))
-    np.testing.assert_allclose(law.probabilities(memory), np.full(3, 1 / 3), rtol=1e-6)
-    memory = law.update(law.init(3), jnp.repeat(jnp.arange(1, 4), 2), jnp.zeros(6))
-    np.testing.assert_allclose(law.probabilities(memory), np.full(3, 1 / 3), rtol=1e-6)
+    after = jax.jit(lambda step, values: law.probabilities(law.update(law.init(3), step, values)))
+    lacking = after(jnp.array([1, 1, 2, 2, 3, 2]), jnp.arange(1.0, 7.0))
+    np.testing.assert_allclose(lacking, np.full(3, 1 / 3), rtol=1e-6)
+    np.testing.assert_allclose(after(jnp.repeat(jnp.arange(1, 4), 2), jnp.zeros(6)), np.full(3, 1 / 3), rtol=1e-6)
 
 
 def test_draws_follow_the_probabilities_and_weights_undo_them():
     law = L.LossSecondMoment(history=1, uniform=0.1)
     values = jnp.array([1.0, 4.0, 0.0, 15.0])
-    memory = law.update(law.init(4), jnp.arange(1, 5), values)
+    draw = jax.jit(lambda key: law.draw(key, law.update(law.init(4), jnp.arange(1, 5), values), 20_000))
     p = 0.9 * np.asarray(values) / 20 + 0.1 / 4
-    step, weight = law.draw(KEY, memory, 20_000)
+    step, weight = draw(KEY)
     np.testing.assert_allclose(np.bincount(step, minlength=5)[1:] / 20_000, p, atol=4 * 0.5 / 141)
     np.testing.assert_allclose(weight, 1 / (4 * p[np.asarray(step) - 1]), rtol=1e-5)
 
@@ -222,7 +220,7 @@ def test_the_best_uncertainty_is_the_log_of_the_weighted_error():
 def test_uncertainty_of_zero_is_the_denoising_loss():
     batch = {"x": 0.1 + 0.4 * jax.random.normal(jax.random.key(8), (64, 3))}
     levels = np.array([0.3, 2.0])
-    value, metrics = uncertain(levels)({"network": 0.9, "uncertainty": jnp.zeros(2)}, batch, KEY)
+    value, metrics = jax.jit(uncertain(levels))({"network": 0.9, "uncertainty": jnp.zeros(2)}, batch, KEY)
     assert float(metrics["uncertainty"]) == 0
     bins = metrics["loss_bin"]
     assert float(bins.total.sum() / bins.count.sum()) == pytest.approx(float(value), rel=1e-5)

@@ -12,7 +12,7 @@ import tensors
 import torch
 from training.augment import AugmentPipe
 
-# One row per image: x flip, y flip, scale, angle, stretch, axis, right, down. One batch: the peer pads alike.
+# One row per image: x flip, y flip, scale, angle, stretch, axis, right, down.
 ROWS = np.array(
     [
         [0, 0, 0, 0, 0, 0, 0, 0],
