@@ -117,8 +117,9 @@ class HourglassLayer(nn.Module):
         return x + _geglu(y, level.feed_forward or 3 * level.width, level.dropout, self.dtype, "mlp", train=train)
 
     def _norm(self, x: Array, condition: Array, name: str) -> Array:
-        scale = _linear(x.shape[-1], name, self.dtype, zero=True)(condition)
-        return RMSNorm(affine=False)(x) * (1.0 + scale[:, None, None, :])
+        scale = _linear(x.shape[-1], name, zero=True)(condition)
+        y = RMSNorm(affine=False)(x.astype(jnp.float32)) * (1.0 + scale[:, None, None, :])
+        return y.astype(self.dtype)
 
     def _attention(self, x: Array, train: bool) -> Array:
         level, (_, height, width, _) = self.level, x.shape
