@@ -138,10 +138,11 @@ def _unet(options: Options) -> UNet2D:
     leave_up = options.one_of("upsample_type", "conv", SAMPLING)
     down = options.take("down_block_types", ("DownBlock2D", *("AttnDownBlock2D",) * 3))
     up = options.take("up_block_types", (*("AttnUpBlock2D",) * 3, "UpBlock2D"))
+    channels, out_channels = options.take("in_channels", 3), options.take("out_channels", 3)
     options.skip("num_train_timesteps")  # only for the embedding "learned"
     return UNet2D(
-        channels=options.take("in_channels", 3),
-        out_channels=options.take("out_channels", 3),
+        channels=channels,
+        out_channels=None if out_channels == channels else out_channels,
         widths=widths,
         blocks=options.take("layers_per_block", 2),
         down=_kinds("UNet2DModel", down, DOWN | {"AttnDownBlock2D": f"{leave_down}_attention"}),
@@ -189,7 +190,7 @@ def _unet_condition(options: Options) -> UNet2DCondition:
     return UNet2DCondition(
         # More channels in than out: the rest is an image beside the latents.
         channels=min(channels, out_channels),
-        out_channels=out_channels,
+        out_channels=None if out_channels <= channels else out_channels,
         image_channels=max(channels - out_channels, 0),
         widths=widths,
         blocks=options.equal("layers_per_block", 2, levels),
