@@ -119,6 +119,43 @@ def test_presets_survive_their_configuration(preset):
     assert diffusers.module_from_config(json.loads(json.dumps(diffusers.config_of(module)))) == module
 
 
+def test_published_configurations_give_the_presets():
+    """What lies beside the published weights (older files leave out what has a default)."""
+    small = {"act_fn": "silu", "center_input_sample": False, "mid_block_scale_factor": 1, "layers_per_block": 2}
+    stable = small | {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": "0.6.0",
+        "block_out_channels": [320, 640, 1280, 1280],
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        "in_channels": 4,
+        "norm_eps": 1e-5,
+        "sample_size": 64,
+    }
+    second = {"use_linear_projection": True, "num_class_embeds": None, "upcast_attention": True, "sample_size": 96}
+    ddpm = small | {
+        "_class_name": "UNet2DModel",
+        "attention_head_dim": None,
+        "block_out_channels": [128, 256, 256, 256],
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "norm_eps": 1e-6,
+        "time_embedding_type": "positional",
+        "dropout": 0.1,
+    }
+    presets = unet2d.presets() | unet2d_condition.presets()
+    for name, config in (
+        ("sd15-unet", stable | {"attention_head_dim": 8, "cross_attention_dim": 768}),
+        ("sd15-inpainting-unet", stable | {"attention_head_dim": 8, "cross_attention_dim": 768, "in_channels": 9}),
+        ("sd2-unet", stable | second | {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024}),
+        ("unet2d-cifar10", ddpm),
+    ):
+        assert diffusers.module_from_config(config) == presets[name].build(), name
+
+
 def test_old_names_of_attention_layers_are_read():
     state, _, config = stored("labels")
     old = {}
@@ -143,6 +180,7 @@ def test_old_names_of_attention_layers_are_read():
         ("labels", {"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
         ("labels", {"act_fn": "gelu"}, "act_fn='gelu' is not supported; known"),
         ("labels", {"later_option": 1}, "UNet2DModel has unknown options: later_option"),
+        ("labels", {"norm_num_groups": None}, "norm_num_groups=None is not supported, only whole numbers"),
         ("labels", {"num_class_embeds": 1}, "num_class_embeds=1 is not supported"),
         ("labels", {"_class_name": "UNet3DModel"}, "_class_name='UNet3DModel' is not supported here; known"),
         ("cross", {"only_cross_attention": [True]}, r"only_cross_attention=\(True,\)"),
