@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import Case, built, inputs, quick_jit
+from network_suite import Case, quick_jit
 from references import tensors
 
 from jaxdiff.interop import WeightsError, diffusers, export_params, import_params
@@ -42,6 +42,7 @@ def stored():
 def test_the_numbers_of_diffusers():
     state, outputs, config = stored()
     module = diffusers.module_from(state, config)
+    assert isinstance(module, AutoencoderKL)
     shapes = diffusers.shapes_of(module)
     table = diffusers.entries(module, shapes)
     params = import_params(state, table, shapes)
@@ -81,21 +82,9 @@ def test_presets_survive_their_configuration():
         )
 
 
-def test_calling_it_reconstructs_from_the_mean():
-    _, params, forward, _ = built(CASES["vae"])
-    x, noise = inputs(CASES["vae"])
-    module = CASES["vae"].module
-
-    @quick_jit
-    def twice(params, x):
-        return decode(module, params, encode(module, params, x)[0])
-
-    np.testing.assert_allclose(twice(params, x), forward(params, x, noise, None), atol=1e-5)
-
-
 def test_samples_have_the_moments_and_one_key_for_each_row():
-    mean = jnp.arange(2.0)[:, None, None, None] * jnp.ones((2, 50, 40, 2))
-    log_variance = jnp.full(mean.shape, jnp.log(0.25))
+    mean = jnp.asarray(np.tile(np.arange(2, dtype=np.float32).reshape(2, 1, 1, 1), (1, 50, 40, 2)))
+    log_variance = jnp.full(mean.shape, np.log(0.25))
     z = np.asarray(sample_latents(jax.random.key(0), mean, log_variance))
     np.testing.assert_allclose(z.mean((1, 2, 3)), [0.0, 1.0], atol=0.03)
     np.testing.assert_allclose(z.std((1, 2, 3)), 0.5, atol=0.03)
@@ -117,7 +106,10 @@ def test_the_scale_of_the_diffusion_model_is_undone():
         (lambda: AutoencoderKL(widths=(24,)), "multiples of groups=32"),
         (lambda: AutoencoderKL(latent_channels=0), "channels must be at least 1"),
         (lambda: AutoencoderKL(scaling_factor=0.0), "scaling_factor must be positive, got 0.0"),
-        (lambda: decode(CASES["vae"].module, {}, jnp.zeros((1, 2, 3, 4))), r"must have shape \(b, h, w, 2\)"),
+        (
+            lambda: decode(AutoencoderKL(latent_channels=2), {}, jnp.zeros((1, 2, 3, 4))),
+            r"must have shape \(b, h, w, 2\)",
+        ),
     ],
 )
 def test_fields_and_latents_out_of_range_are_refused(build, message):

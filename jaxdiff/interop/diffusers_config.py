@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flax import linen as nn
-
 from jaxdiff.interop.weights import WeightsError
 from jaxdiff.networks.unet2d import UNet2D
 from jaxdiff.networks.unet2d_condition import UNet2DCondition
@@ -54,6 +52,13 @@ class Options:
         """Drop options that change nothing in float32."""
         for name in names:
             self.left.pop(name, None)
+
+    def whole(self, name: str, default: int) -> int:
+        """An option that must be a whole number."""
+        value = self.take(name, default)
+        if type(value) is not int:
+            raise WeightsError(f"{self.kind} with {name}={value!r} is not supported, only whole numbers")
+        return value
 
     def per_level(self, name: str, default: Any, levels: int) -> tuple[Any, ...]:
         """One value for each level from one value or several."""
@@ -125,7 +130,7 @@ def _sinusoid(options: Options) -> dict[str, Any]:
         "endpoint": options.one_of("freq_shift", 0, {0: False, 1: True}),
         "padding": options.one_of("downsample_padding", 1, PADDING),
         "dropout": float(options.take("dropout", 0.0)),
-        "groups": options.take("norm_num_groups", 32),
+        "groups": options.whole("norm_num_groups", 32),
         "epsilon": float(options.take("norm_eps", 1e-5)),
         "num_classes": options.classes(),
     }
@@ -138,12 +143,13 @@ def _unet(options: Options) -> UNet2D:
     leave_up = options.one_of("upsample_type", "conv", SAMPLING)
     down = options.take("down_block_types", ("DownBlock2D", *("AttnDownBlock2D",) * 3))
     up = options.take("up_block_types", (*("AttnUpBlock2D",) * 3, "UpBlock2D"))
+    channels, out_channels = options.whole("in_channels", 3), options.whole("out_channels", 3)
     options.skip("num_train_timesteps")  # only for the embedding "learned"
     return UNet2D(
-        channels=options.take("in_channels", 3),
-        out_channels=options.take("out_channels", 3),
+        channels=channels,
+        out_channels=None if out_channels == channels else out_channels,
         widths=widths,
-        blocks=options.take("layers_per_block", 2),
+        blocks=options.whole("layers_per_block", 2),
         down=_kinds("UNet2DModel", down, DOWN | {"AttnDownBlock2D": f"{leave_down}_attention"}),
         up=_kinds("UNet2DModel", up, UP | {"AttnUpBlock2D": f"{leave_up}_attention"}),
         middle=options.one_of("mid_block_type", "UNetMidBlock2D", {"UNetMidBlock2D": True, None: False}),
@@ -183,13 +189,13 @@ def _unet_condition(options: Options) -> UNet2DCondition:
     attends = _kinds(options.kind, down, {"CrossAttnDownBlock2D": True, "DownBlock2D": False})
     if _kinds(options.kind, up, {"CrossAttnUpBlock2D": True, "UpBlock2D": False}) != attends[::-1]:
         raise WeightsError(f"{options.kind} with up_block_types={up} is not supported: not the mirror image of {down}")
-    channels, out_channels = options.take("in_channels", 4), options.take("out_channels", 4)
+    channels, out_channels = options.whole("in_channels", 4), options.whole("out_channels", 4)
     size = options.take("projection_class_embeddings_input_dim", None)
     vector = options.one_of("addition_embed_type", None, {None: False, "text_time": True})
     return UNet2DCondition(
         # More channels in than out: the rest is an image beside the latents.
         channels=min(channels, out_channels),
-        out_channels=out_channels,
+        out_channels=None if out_channels <= channels else out_channels,
         image_channels=max(channels - out_channels, 0),
         widths=widths,
         blocks=options.equal("layers_per_block", 2, levels),
@@ -214,24 +220,24 @@ def _vae(options: Options) -> AutoencoderKL:
     for name, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if len(_kinds(options.kind, options.take(name, (block,)), {block: block})) != len(widths):
             raise WeightsError(f"{options.kind} needs one of {name} for each of block_out_channels={widths}")
-    channels = options.take("in_channels", 3)
+    channels = options.whole("in_channels", 3)
     options.one_of("out_channels", 3, {channels: None})
     return AutoencoderKL(
         channels=channels,
-        latent_channels=options.take("latent_channels", 4),
+        latent_channels=options.whole("latent_channels", 4),
         widths=widths,
-        blocks=options.take("layers_per_block", 1),
+        blocks=options.whole("layers_per_block", 1),
         middle_attention=options.one_of("mid_block_add_attention", True, {True: True, False: False}),
         quant=options.one_of("use_quant_conv", True, {True: True, False: False}),
         post_quant=options.one_of("use_post_quant_conv", True, {True: True, False: False}),
         scaling_factor=float(options.take("scaling_factor", 0.18215)),
         shift_factor=float(options.take("shift_factor", None) or 0.0),
-        groups=options.take("norm_num_groups", 32),
+        groups=options.whole("norm_num_groups", 32),
     )
 
 
-def config_of(module: nn.Module) -> dict[str, Any]:
-    """The config.json of a network: what ``module_from_config`` reads back as the same network.
+def config_of(module: UNet2D | UNet2DCondition | AutoencoderKL) -> dict[str, Any]:
+    """Describe a network as config.json: ``module_from_config`` makes the same network of it.
 
     Raises:
         WeightsError: a network that diffusers has no configuration for.
@@ -243,8 +249,6 @@ def config_of(module: nn.Module) -> dict[str, Any]:
             return _config_of_condition(module)
         case AutoencoderKL():
             return _config_of_vae(module)
-        case _:
-            raise WeightsError(f"diffusers has no configuration for {type(module).__name__}")
 
 
 def _config_of_common(module: UNet2D | UNet2DCondition) -> dict[str, Any]:

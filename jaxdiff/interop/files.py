@@ -47,7 +47,7 @@ def read_tensors(path: str | pathlib.Path, *, part: str | None = None) -> dict[s
     """Read the tensors of a weight file; nothing in the file is ever run.
 
     Args:
-        path: a file as in the table above, or a folder that holds one model in safetensors.
+        path: a file as in the table above, or a folder that holds one model.
         part: of a pickled file with several dicts, the one to read: "ema", "state_dict", "state/model"; None where the
             file holds the tensors directly.
 
@@ -109,15 +109,15 @@ def _wide(tensor: np.ndarray) -> np.ndarray:
 
 
 def _model_in(folder: pathlib.Path) -> pathlib.Path:
-    """The one weight file of a folder: an index, else the only file in safetensors."""
-    for pattern in ("*.safetensors.index.json", "*.safetensors"):
-        found = sorted(folder.glob(pattern))
-        usual = [file for file in found if file.name.startswith("diffusion_pytorch_model.safetensors")]
+    """The one weight file of a folder: an index, else the only file in safetensors, else the only one of torch.save."""
+    for pattern in (".safetensors.index.json", ".safetensors", ".bin"):
+        found = sorted(folder.glob(f"*{pattern}"))
+        usual = [file for file in found if file.name == f"diffusion_pytorch_model{pattern}"]
         if len(found) == 1 or usual:
             return (usual or found)[0]
         if found:
             raise WeightsError(f"{folder} holds several models, name one: {', '.join(f.name for f in found)}")
-    raise WeightsError(f"{folder} holds no .safetensors file")
+    raise WeightsError(f"{folder} holds no weight file: .safetensors or .bin")
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
