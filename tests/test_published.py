@@ -159,7 +159,8 @@ def test_metadata_reach_training_and_samples(tmp_path):
     options = f"""dit-cifar10-smoke --data.kind=npz --data.path={tmp_path / "train.npz"} --data.shape 4 4 1
         --data.classes=0 --data.condition=none --data.inputs vector --data.no-flip --network.patch=2 --network.width=32
         --network.depth=2 --network.heads=2 --network.time-scale=1000 --parameterization.kind=edm
-        --noise-levels.kind=log_normal --loss.kind=denoising --optim.lr=2e-3 --train.steps=300 --train.sample-every=0
+        --noise-levels.kind=log_normal --loss.kind=denoising --optim.lr=5e-3 --train.steps=300
+        --train.batch-size=64 --train.sample-every=0
         --sample.sampler=heun --sample.grid=karras --sample.variance=lower --sample.steps=8 --sample.guidance=1"""
     done = run("train.py", *options.split(), "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ for steps, except for networks whose embedding was made for EDM.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 __all__ = [
     "ADMConfig",
@@ -20,6 +20,9 @@ __all__ = [
     "Unet1DConfig",
     "UnetConfig",
 ]
+
+DownUp: TypeAlias = Literal["conv", "conv_attention", "residual", "residual_attention"]
+"""A level of UNet2D: how it resamples, and whether it attends."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,8 +221,8 @@ class UNet2DConfig:
     kind: Literal["unet2d"] = "unet2d"
     widths: tuple[int, ...] = (128, 256, 256, 256)
     blocks: int = 2
-    down: tuple[Literal["conv", "conv_attention"], ...] = ("conv", "conv_attention", "conv", "conv")
-    up: tuple[Literal["conv", "conv_attention"], ...] = ("conv", "conv", "conv_attention", "conv")
+    down: tuple[DownUp, ...] = ("conv", "conv_attention", "conv", "conv")
+    up: tuple[DownUp, ...] = ("conv", "conv", "conv_attention", "conv")
     middle: bool = True
     middle_attention: bool = True
     middle_groups: int | None = None
