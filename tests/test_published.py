@@ -29,13 +29,15 @@ DECIDED = {
     "token_width",
     "image_channels",
     "augment_dim",
+    "size",
+    "tokens",
     "height",
     "width",
     "dtype",
     "parent",
     "name",
 }
-CHOSEN = {"dit": {"width"}, "diffit": {"width"}}
+CHOSEN = {"dit": {"width"}, "diffit": {"width"}, "uvit": {"width"}, "mmdit": {"width"}, "simple_uvit": {"width"}}
 
 
 @pytest.mark.parametrize("section", [s for s in NETWORKS if s is not C.HDiTConfig], ids=lambda s: s.__name__)

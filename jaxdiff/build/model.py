@@ -134,6 +134,9 @@ NETWORKS: Mapping[type, Any] = {
     C.UNet2DConfig: networks.UNet2D,
     C.UNet2DConditionConfig: networks.UNet2DCondition,
     C.HDiTConfig: networks.HDiT,
+    C.UViTConfig: networks.UViT,
+    C.MMDiTConfig: networks.MMDiT,
+    C.SimpleUViTConfig: networks.SimpleUViT,
 }
 
 
@@ -176,6 +179,8 @@ def _module(config: C.Config, spec: data.DataSpec) -> Any:
     fields |= {"dtype": jnp.dtype(config.runtime.dtype)}
     if "channels" in known:
         fields["channels"] = spec.shape[-1]
+    if "size" in known:  # learned positions, one for each patch and token
+        fields |= {"size": spec.shape[:2], "tokens": shapes["tokens"][0] if told["token_width"][0] else 0}
     if {"height", "width"} <= known:
         fields |= {"height": spec.shape[0], "width": spec.shape[1]}
     return cls(**fields)

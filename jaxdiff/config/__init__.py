@@ -21,10 +21,13 @@ from jaxdiff.config.published import (
     DiTConfig,
     EDM2Config,
     HDiTConfig,
+    MMDiTConfig,
+    SimpleUViTConfig,
     Unet1DConfig,
     UNet2DConditionConfig,
     UNet2DConfig,
     UnetConfig,
+    UViTConfig,
 )
 from jaxdiff.config.sections import (
     Config,
@@ -40,6 +43,9 @@ from jaxdiff.config.sections import (
 )
 
 __all__ = [
+    "UViTConfig",
+    "SimpleUViTConfig",
+    "MMDiTConfig",
     "UNet2DConfig",
     "UNet2DConditionConfig",
     "HDiTConfig",

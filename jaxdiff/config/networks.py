@@ -11,10 +11,13 @@ from jaxdiff.config.published import (
     DiTConfig,
     EDM2Config,
     HDiTConfig,
+    MMDiTConfig,
+    SimpleUViTConfig,
     Unet1DConfig,
     UNet2DConditionConfig,
     UNet2DConfig,
     UnetConfig,
+    UViTConfig,
 )
 
 
@@ -106,6 +109,9 @@ NetworkConfig = (
     | EDM2Config
     | UnetConfig
     | Unet1DConfig
+    | MMDiTConfig
+    | SimpleUViTConfig
+    | UViTConfig
     | ADMConfig
     | DDPMppConfig
     | HDiTConfig

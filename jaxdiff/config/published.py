@@ -15,8 +15,11 @@ __all__ = [
     "DiffiTImageConfig",
     "EDM2Config",
     "HDiTConfig",
+    "MMDiTConfig",
+    "SimpleUViTConfig",
     "UNet2DConditionConfig",
     "UNet2DConfig",
+    "UViTConfig",
     "Unet1DConfig",
     "UnetConfig",
 ]
@@ -283,3 +286,68 @@ class HDiTConfig:
     dropout: float = 0.0
     remat: bool = False
     scan: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UViTConfig:
+    """U-ViT: noise level, label, text and patches as tokens, with long skip connections."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = False
+    kind: Literal["uvit"] = "uvit"
+    patch: int = 2
+    width: int = 512
+    depth: int = 12
+    heads: int = 8
+    mlp_ratio: int = 4
+    null_label: bool = True
+    """Whether the label table has a row for the null label."""
+    final_conv: bool = True
+    time_scale: float = 1.0
+    dropout: float = 0.0
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MMDiTConfig:
+    """MM-DiT: text and image tokens attend jointly, each with weights of its own (data.inputs tokens)."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = False
+    kind: Literal["mmdit"] = "mmdit"
+    patch: int = 2
+    width: int = 1536
+    depth: int = 24
+    heads: int = 24
+    mlp_ratio: int = 4
+    qk_norm: bool = True
+    null_tokens: int = 1
+    grid: int = 192
+    base: int = 64
+    time_scale: float = 1.0
+    dropout: float = 0.0
+    scan: bool = False
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimpleUViTConfig:
+    """UViT of simple diffusion: convolutions at the fine levels, a transformer at the lowest."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    kind: Literal["simple_uvit"] = "simple_uvit"
+    patch: int = 1
+    dim: int = 128
+    dim_mults: tuple[int, ...] = (1, 2, 4)
+    blocks: tuple[int, ...] = (2, 2, 2)
+    width: int = 2048
+    depth: int = 36
+    heads: int = 4
+    mlp_ratio: int = 4
+    embedding: int = 1024
+    groups: int = 32
+    time_scale: float = 1.0
+    dropout: float = 0.0
+    scan: bool = False
+    remat: bool = False

@@ -14,14 +14,22 @@ from jaxdiff.networks.hdit import HDiT, Level
 from jaxdiff.networks.layers import check_divisible
 from jaxdiff.networks.magnitude import normalize_weights
 from jaxdiff.networks.mlp import MLP
+from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.networks.simple_uvit import SimpleUViT
 from jaxdiff.networks.toy_unet import ToyUNet
 from jaxdiff.networks.unet import Unet
 from jaxdiff.networks.unet1d import Unet1D
 from jaxdiff.networks.unet2d import UNet2D
 from jaxdiff.networks.unet2d_condition import UNet2DCondition
+from jaxdiff.networks.uvit import UViT
+from jaxdiff.networks.vae import AutoencoderKL
 from jaxdiff.networks.vector_transformer import VectorTransformer
 
 __all__ = [
+    "AutoencoderKL",
+    "MMDiT",
+    "SimpleUViT",
+    "UViT",
     "ADM",
     "DDPMpp",
     "HDiT",

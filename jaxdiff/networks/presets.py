@@ -14,10 +14,14 @@ from jaxdiff.networks import (
     dit,
     edm2,
     hdit,
+    mmdit,
+    simple_uvit,
     unet,
     unet1d,
     unet2d,
     unet2d_condition,
+    uvit,
+    vae,
 )
 from jaxdiff.networks.adapters import as_network, count_params, param_shapes
 from jaxdiff.networks.ddpm_unet import DDPMUNet
@@ -59,7 +63,23 @@ def _teaching() -> dict[str, Preset]:
 
 def presets() -> dict[str, Preset]:
     """All presets by name."""
-    parts = (diffit, diffit_image, dit, adm, ddpmpp, edm2, unet, unet1d, hdit, unet2d, unet2d_condition)
+    parts = (
+        diffit,
+        diffit_image,
+        dit,
+        uvit,
+        mmdit,
+        simple_uvit,
+        hdit,
+        adm,
+        ddpmpp,
+        edm2,
+        unet,
+        unet1d,
+        unet2d,
+        unet2d_condition,
+        vae,
+    )
     merged = _teaching()
     for part in parts:
         merged |= part.presets()
