@@ -30,11 +30,17 @@ TIMING = ("images_per_s", "data_wait")
 
 
 def command(script: str, *args: object) -> list[str]:
-    return [sys.executable, str(ROOT / script), *map(str, args)]
+    program = ["-m"] if script == "-m" else [str(ROOT / script)]
+    return [sys.executable, *program, *map(str, args)]
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+        "JAX_PLATFORMS": "cpu",
+        "COLUMNS": "200",
+    }
 
 
 def run(script: str, *args: object, cwd: Any = None, file_limit: int | None = None) -> subprocess.CompletedProcess[str]:

@@ -45,7 +45,7 @@ def convert_command(
         steps: of that schedule.
         target: what the network predicts; default as usual for such weights.
         heads: number of attention heads, where it is not the published one.
-        head_dim: channels of an attention head (adm).
+        head_dim: channels of an attention head (adm, edm2).
         image_channels: input channels that are a condition, not the noisy image.
         part: which dict of a pickled file, such as ema.
         config: JSON configuration of the peer, where it does not lie beside the file.

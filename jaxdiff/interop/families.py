@@ -119,7 +119,8 @@ def _read_edm(tensors: Tensors, hints: Hints) -> tuple[nn.Module, tuple[int, int
 
 def _read_edm2(tensors: Tensors, hints: Hints) -> tuple[nn.Module, tuple[int, int] | None, tuple[str, ...]]:
     side = edm2.resolution_from(tensors)
-    return edm2.module_from(tensors, hints.config), (side, side), (r"logvar_.*", r".*resample_filter")
+    config = {"channels_per_head": hints.head_dim} | dict(hints.config or {})
+    return edm2.module_from(tensors, config), (side, side), (r"logvar_.*", r".*resample_filter")
 
 
 def _read_adm(tensors: Tensors, hints: Hints) -> tuple[nn.Module, tuple[int, int] | None, tuple[str, ...]]:

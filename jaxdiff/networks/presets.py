@@ -119,9 +119,8 @@ def markdown(table: Iterator[Row]) -> Iterator[str]:
     yield "| preset | input | parameters | published | GMAC (XLA) | GMAC (published) | source |"
     yield "|---|---|---:|---:|---:|---:|---|"
     for row in table:
-        published = (
-            "" if row.published is None else f"{row.published:,}" + ("" if row.published == row.parameters else " ✗")
-        )
+        published = "" if row.published is None else f"{row.published:,}"
+        published += "" if row.published in (None, row.parameters) else " (differs, see source)"
         ours = "" if row.flops is None else f"{row.flops / 2e9:.4g}"
         theirs = "" if row.gflops is None else f"{row.gflops:g}"
         size = " × ".join(str(n) for n in row.shape)
