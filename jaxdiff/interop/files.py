@@ -99,7 +99,7 @@ def write_tensors(
 
     if pathlib.Path(path).suffix != ".safetensors":
         raise WeightsError(f"tensors are written as .safetensors, got the name {path}")
-    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     save_file(arrays, path, metadata=None if metadata is None else dict(metadata))
 
 
