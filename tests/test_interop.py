@@ -12,7 +12,7 @@ from runs import run
 
 from jaxdiff.checkpoints import Checkpoints
 from jaxdiff.interop.convert import convert, export
-from jaxdiff.interop.families import Hints, load
+from jaxdiff.interop.families import FAMILIES, Hints, load
 from jaxdiff.interop.files import read_tensors, write_tensors
 from jaxdiff.interop.weights import (
     WeightsError,
@@ -90,6 +90,15 @@ def test_missing_unknown_and_misshapen_tensors_are_listed_and_nothing_is_written
     with pytest.raises(FileNotFoundError, match="no weight file"):
         convert(tmp_path / "nothing.safetensors", tmp_path / "run", kind="edm")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_weights_of_another_kind_are_refused_in_one_line(kind, tmp_path):
+    state, hints = state_of("dit" if kind != "dit" else "edm")
+    write_tensors(tmp_path / "weights.safetensors", state)
+    with pytest.raises(WeightsError) as caught:
+        load(tmp_path / "weights.safetensors", kind, hints)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_a_scheduler_beside_a_model_of_diffusers_decides_target_and_schedule(tmp_path):

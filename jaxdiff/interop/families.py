@@ -197,7 +197,10 @@ def load(path: pathlib.Path, kind: str, hints: Hints) -> Loaded:
         tensors = lucidrains.network_of(tensors)
     if kind == "diffusers":
         tensors = diffusers.current(tensors)
-    module, found, ignored = family.read(tensors, hints)
+    try:
+        module, found, ignored = family.read(tensors, hints)
+    except KeyError as error:
+        raise WeightsError(f"no tensor {error.args[0]}: these are no weights of the format {kind!r}") from error
     size = hints.size or found
     if size is None:
         raise WeightsError(f"weights of {kind} do not tell the size of the images: give --size HEIGHT WIDTH")
