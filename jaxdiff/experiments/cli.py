@@ -373,12 +373,12 @@ def posthoc_ema_command(
     if num:
         viz.save_figure(posthoc.draw(study), out)
         values["figure"] = str(out)
-        table = [("real", values["real"]), ("last weights", values["unaveraged"])]
-        table += [(f"{row['std']:g}", row) for row in values["rows"]]
         words.append(f"{'std':>12} {'Frechet':>8} {'agreement':>10} {'error of the profile':>21}")
+        named = (("real", values["real"]), ("last weights", values["unaveraged"]))
+        words += [f"{name:>12} {row['frechet']:8.4f} {row['agreement']:10.1%}" for name, row in named]
         words += [
-            f"{name:>12} {row['frechet']:8.4f} {row['agreement']:10.1%} {row.get('profile_error', 0.0):21.1e}"
-            for name, row in table
+            f"{row['std']:12g} {row['frechet']:8.4f} {row['agreement']:10.1%} {row['profile_error']:21.1e}"
+            for row in values["rows"]
         ]
     if std is not None and out_run is not None and study.params is not None:
         posthoc.write_average(opened, run, out_run, std, study.params)

@@ -92,29 +92,15 @@ def posthoc_ema(
     """
     stored = _open(run, folder)
     require(num == 0 or bool(stds), "no lengths to score: give --stds at least one")
-    real: dict[str, float] = {}
-    if num:  # before anything long: refuses data without labels
-        raw, real = _scores(load_run(folder, step=run.step, weights="raw"), num, seed)
-    checks = stored.stds[SOURCES:]
-    wanted = list(dict.fromkeys((*(stds if num else ()), *checks, *(() if keep is None else (keep,)))))
-    # With nothing wanted there still is something to say: how long the averages are that were kept.
-    wanted = wanted or list(stored.stds)
+    # Scored first, because data without labels are then refused before anything long.
+    raw, real = _scores(load_run(folder, step=run.step, weights="raw"), num, seed) if num else ({}, {})
+    wanted = list(dict.fromkeys((*(stds if num else ()), *stored.stds, *(() if keep is None else (keep,)))))
     mixed, rows = _reconstruct(stored, wanted)
-    newest = stored.read(stored.steps[-1])
-    compared = [
-        {
-            "std": std,
-            "relative_error": _distance(mixed[std], direct),
-            "sources_apart": _distance(newest[0], newest[1]),
-            "profile_error": rows[std]["profile_error"],
-        }
-        for std, direct in zip(checks, newest[SOURCES:], strict=True)
-    ]
     values: dict[str, Any] = {
         "step": run.step,
         "checkpoints": len(stored.steps),
         "sources": list(stored.stds[:SOURCES]),
-        "checks": compared,
+        "checks": _checks(stored, mixed, rows),
     }
     if num:
         scored = [rows[std] | _scores(run._replace(params=mixed[std]), num, seed)[0] for std in stds]
@@ -210,6 +196,23 @@ def _reconstruct(stored: _Snapshots, wanted: list[float]) -> tuple[dict[float, P
         rows[std] = {"std": std, "profile_error": error, "largest_coefficient": float(np.abs(x).max())}
     mixed = combine_each(stored.sources(), np.stack(columns, axis=1))
     return dict(zip(wanted, mixed, strict=True)), rows
+
+
+def _checks(
+    stored: _Snapshots, mixed: dict[float, Params], rows: dict[float, dict[str, float]]
+) -> list[dict[str, float]]:
+    """Compare with the averages that were tracked and not used."""
+    newest = stored.read(stored.steps[-1])
+    apart = _distance(newest[0], newest[1])
+    return [
+        {
+            "std": std,
+            "relative_error": _distance(mixed[std], direct),
+            "sources_apart": apart,
+            "profile_error": rows[std]["profile_error"],
+        }
+        for std, direct in zip(stored.stds[SOURCES:], newest[SOURCES:], strict=True)
+    ]
 
 
 def _distance(a: Params, b: Params) -> float:
