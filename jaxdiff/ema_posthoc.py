@@ -17,6 +17,7 @@ and ``combine(stored averages in that order, x)`` are the parameters that a trac
 Reference: Karras et al. 2023, section 3 and Algorithm 3, arXiv:2312.02696.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from jaxdiff.typing import Params
 
 __all__ = [
     "combine",
+    "combine_each",
     "posthoc_coefficients",
     "posthoc_error",
     "power_inner_products",
@@ -213,17 +215,46 @@ def combine(snapshots: Iterable[Params], coefficients: Sequence[float] | np.ndar
     Raises:
         ValueError: another number of snapshots than of coefficients, or none.
     """
-    total = last = None
-    for snapshot, coefficient in zip(snapshots, coefficients, strict=True):
+    return combine_each(snapshots, np.asarray(coefficients, np.float64)[:, None])[0]
 
-        def scaled(leaf: Any, coefficient: float = float(coefficient)) -> np.ndarray:
-            return coefficient * np.asarray(leaf, np.float64) if _floating(leaf) else np.zeros(())
 
-        part, last = jax.tree.map(scaled, snapshot), snapshot
-        total = part if total is None else jax.tree.map(np.add, total, part)
-    if total is None:
+def combine_each(snapshots: Iterable[Params], coefficients: np.ndarray) -> list[Params]:
+    """Several combinations of the same snapshots, each of which is read once: ``sum_i x_ij params_i``.
+
+    Args:
+        snapshots: as for ``combine``.
+        coefficients: (n, m). The sums take 8 m bytes for each parameter.
+
+    Returns:
+        The m combinations, each as ``combine`` returns it.
+
+    Raises:
+        ValueError: another number of snapshots than of rows, or none.
+    """
+    totals: list[Any] = []
+    last = None
+    for snapshot, row in zip(snapshots, coefficients, strict=True):
+        last = jax.tree.map(np.asarray, snapshot)
+        if not totals:
+            totals = [jax.tree.map(_zeros, last) for _ in row]
+        for total, coefficient in zip(totals, row.tolist(), strict=True):
+            jax.tree.map(functools.partial(_add, coefficient), total, last)
+    if last is None:
         raise ValueError("No averages to combine.")
-    return jax.tree.map(lambda new, old: new.astype(np.float32) if _floating(old) else old, total, last)
+    return [
+        jax.tree.map(lambda new, old: new.astype(np.float32) if _floating(old) else old, total, last)
+        for total in totals
+    ]
+
+
+def _zeros(leaf: np.ndarray) -> np.ndarray:
+    return np.zeros(leaf.shape if _floating(leaf) else (), np.float64)
+
+
+def _add(coefficient: float, total: np.ndarray, leaf: np.ndarray) -> None:
+    """In place: the sums are large."""
+    if _floating(leaf):
+        total += coefficient * leaf.astype(np.float64)
 
 
 def _floating(leaf: Any) -> bool:

@@ -5,7 +5,14 @@ import pytest
 from scipy.integrate import quad
 
 from jaxdiff import ema
-from jaxdiff.ema_posthoc import combine, posthoc_coefficients, posthoc_error, power_inner_products, power_weights
+from jaxdiff.ema_posthoc import (
+    combine,
+    combine_each,
+    posthoc_coefficients,
+    posthoc_error,
+    power_inner_products,
+    power_weights,
+)
 
 TRACKS = (0.05, 0.1)
 
@@ -162,3 +169,23 @@ def test_bad_requests_are_refused():
         combine([], [])
     with pytest.raises(ValueError, match="zip"):
         combine([{}], [0.5, 0.5])
+
+
+def test_several_combinations_read_each_snapshot_once():
+    rng, reads = np.random.default_rng(1), []
+    trees = [{"w": rng.standard_normal(5).astype(np.float32), "n": np.int32(i)} for i in range(4)]
+    x = rng.standard_normal((4, 3))
+
+    def snapshots():
+        for i, tree in enumerate(trees):
+            reads.append(i)
+            yield tree
+
+    got = combine_each(snapshots(), x)
+    assert reads == [0, 1, 2, 3] and len(got) == 3
+    for mixed, column in zip(got, x.T, strict=True):
+        np.testing.assert_array_equal(mixed["w"], combine(trees, column)["w"])
+        np.testing.assert_allclose(mixed["w"], sum(c * t["w"] for c, t in zip(column, trees, strict=True)), rtol=1e-5)
+        assert mixed["n"] == 3
+    with pytest.raises(ValueError):
+        combine_each(trees[:2], x)

@@ -7,6 +7,7 @@ from jaxdiff.experiments.denoise import DenoiseStudy, study_denoising
 from jaxdiff.experiments.digits import score_digits
 from jaxdiff.experiments.likelihood import study_likelihood
 from jaxdiff.experiments.points import PointScore, score_points
+from jaxdiff.experiments.posthoc import PosthocStudy, posthoc_ema
 from jaxdiff.experiments.strips import denoising_pairs, losses_by_epoch, reverse_states
 from jaxdiff.experiments.variance_knob import KnobSetting, draw_with_knobs, knob_settings, study_knob
 
@@ -14,10 +15,12 @@ __all__ = [
     "DenoiseStudy",
     "KnobSetting",
     "PointScore",
+    "PosthocStudy",
     "denoising_pairs",
     "draw_with_knobs",
     "knob_settings",
     "losses_by_epoch",
+    "posthoc_ema",
     "reverse_states",
     "score_digits",
     "score_points",

@@ -5,28 +5,21 @@ Exit codes: 0 done, 2 wrong arguments or no usable run.
 
 import dataclasses
 import functools
-import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import tyro
 
 from jaxdiff import cli, data, outputs, viz
-from jaxdiff.experiments import denoise, digits, images, likelihood, points, strips, variance_knob
-from jaxdiff.sampling import TrainedRun, load_run
+from jaxdiff.experiments import denoise, digits, images, likelihood, points, posthoc, strips, variance_knob
+from jaxdiff.experiments.report import Folder, Picture, RunDir, open_run, report
 from jaxdiff.typing import require
+from jaxdiff.weights_only import require_new
 
 __all__ = ["main"]
 
-RunDir: TypeAlias = Annotated[Path, tyro.conf.arg(metavar="RUN")]
-Picture: TypeAlias = Annotated[Path, tyro.conf.arg(metavar="OUT.png")]
-Folder: TypeAlias = Annotated[Path, tyro.conf.arg(metavar="OUT_DIR")]
-
 GRID_COLUMNS = 8
-PICTURES = (".png", ".svg", ".pdf")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +43,7 @@ def _main(argv: list[str] | None) -> int:
         "score-images": score_images_command,
         "score-points": score_points_command,
         "likelihood": likelihood_command,
+        "posthoc-ema": posthoc_ema_command,
     }
     tyro.extras.subcommand_cli_from_dict(
         commands,
@@ -85,7 +79,7 @@ def denoise_command(
         estimate_mean: estimate the mean of the noise from the noisy vectors and the training data.
     """
     study = denoise.study_denoising(
-        _open(run, out),
+        open_run(run, out),
         noise_mean=noise_mean,
         noise_std=noise_std,
         count=count,
@@ -107,7 +101,7 @@ def denoise_command(
         f"from the noisy vectors and the training data alone: noise mean {values['characterised_noise_mean']:.3f}, "
         f"std {values['characterised_noise_std']:.3f}; mean used {values['noise_mean_used']:.3f}",
     )
-    _report("denoise", run, values | {"figure": str(out)}, words)
+    report("denoise", run, values | {"figure": str(out)}, words)
 
 
 def variance_knob_command(
@@ -131,7 +125,7 @@ def variance_knob_command(
         seed: sample i depends on this and i alone.
     """
     settings = variance_knob.knob_settings(gammas, steps)
-    study = variance_knob.study_knob(_open(run, out), settings, num=num, seed=seed)
+    study = variance_knob.study_knob(open_run(run, out), settings, num=num, seed=seed)
     rows, real = study.values["settings"], study.values["real"]
     constant = [row for row in rows if row["gamma"] is not None]
     figure = viz.knob_study(
@@ -152,7 +146,7 @@ def variance_knob_command(
     table = [("real data", real), *((row["knob"], row) for row in rows)]
     words = [f"{'gamma':>12} {'diversity':>10} {'high-frequency energy':>22}"]
     words += [f"{name:>12} {row['diversity']:10.4f} {row['high_frequency_energy']:22.4f}" for name, row in table]
-    _report("variance-knob", run, study.values | {"figure": str(out), "grids": str(grids)}, words)
+    report("variance-knob", run, study.values | {"figure": str(out), "grids": str(grids)}, words)
 
 
 def strips_command(
@@ -175,7 +169,7 @@ def strips_command(
         count: samples in a grid.
         seed: sample i depends on this and i alone.
     """
-    trained = _open(run)
+    trained = open_run(run)
     strips.require_images(trained)
     losses = strips.losses_by_epoch(trained, run)
     files = []
@@ -201,7 +195,7 @@ def strips_command(
     files.append(viz.save_figure(figure, out / "pairs.png"))
     words = [f"{'epoch':>8} {'step':>8}  mean squared error, images in [0, 1]"]
     words += [f"{row['epoch']:8.2f} {row['step']:8d}  {row['mse']:.5f}" for row in losses]
-    _report("strips", run, {"losses": losses, "figures": [str(file) for file in files]}, words)
+    report("strips", run, {"losses": losses, "figures": [str(file) for file in files]}, words)
 
 
 def score_digits_command(run: RunDir, /, *, num: int = 500, seed: int = 0) -> None:
@@ -212,7 +206,7 @@ def score_digits_command(run: RunDir, /, *, num: int = 500, seed: int = 0) -> No
         num: samples, the labels in turn.
         seed: of the samples and the splits.
     """
-    score = digits.score_digits(_open(run), num=num, seed=seed)
+    score = digits.score_digits(open_run(run), num=num, seed=seed)
 
     def counts(name: str) -> str:
         return " and ".join(map(str, score[name]))
@@ -228,7 +222,7 @@ def score_digits_command(run: RunDir, /, *, num: int = 500, seed: int = 0) -> No
         f"{score['frechet_to_half_equal_counts']:.4f}, real digits to it "
         f"{score['frechet_of_halves_equal_counts']:.4f}: ratio {score['frechet_ratio_equal_counts']:.2f}",
     )
-    _report("score-digits", run, score, words)
+    report("score-digits", run, score, words)
 
 
 def score_images_command(run: RunDir, /, *, num: int = 1000, guidance: float | None = None, seed: int = 0) -> None:
@@ -240,7 +234,7 @@ def score_images_command(run: RunDir, /, *, num: int = 1000, guidance: float | N
         guidance: default by the recipe.
         seed: of the samples and the splits.
     """
-    opened = _open(run)
+    opened = open_run(run)
     if guidance is not None:
         sample = dataclasses.replace(opened.config.sample, guidance=guidance)
         opened = opened._replace(config=dataclasses.replace(opened.config, sample=sample))
@@ -251,7 +245,7 @@ def score_images_command(run: RunDir, /, *, num: int = 1000, guidance: float | N
         f"Frechet distance of raw pixels to {score['frechet_counts'][1]} real images {score['frechet']:.3f}, "
         f"of {num} other real images {score['frechet_of_real']:.3f}: ratio {score['frechet_ratio']:.2f}",
     )
-    _report("score-images", run, score, words)
+    report("score-images", run, score, words)
 
 
 def score_points_command(
@@ -266,7 +260,7 @@ def score_points_command(
         fresh: fresh draws to average over.
         out: picture to write: data and samples.
     """
-    score = points.score_points(_open(run, out), num=num, seed=seed, fresh=fresh)
+    score = points.score_points(open_run(run, out), num=num, seed=seed, fresh=fresh)
     values = score.values
     if out is not None:
         viz.save_figure(viz.scatter_2d(score.real, score.samples), out)
@@ -277,7 +271,7 @@ def score_points_command(
         f"ratio {values['ratio']:.2f} (to its long-run mean {values['energy_distance_of_fresh_data_long_run']:.3e}: "
         f"{values['ratio_to_long_run']:.2f})",
     )
-    _report("score-points", run, values, words)
+    report("score-points", run, values, words)
 
 
 def likelihood_command(
@@ -315,7 +309,7 @@ def likelihood_command(
         path: other data than those trained on.
     """
     values = likelihood.study_likelihood(
-        _open(run),
+        open_run(run),
         num=num,
         seed=seed,
         split=split,
@@ -339,23 +333,55 @@ def likelihood_command(
             f"{values['bound_bits_per_dim']:.4f} +- {values['bound_standard_error']:.4f} by the variational bound of "
             f"{bound_steps} steps (decoder {values['bound_decoder']:.4f}, prior {values['bound_prior']:.1e})"
         )
-    _report("likelihood", run, values, words)
+    report("likelihood", run, values, words)
 
 
-def _open(folder: Path, picture: Path | None = None) -> TrainedRun:
-    """Load a run and say what it is; a picture that cannot be written is refused before hours of work."""
-    require(
-        picture is None or picture.suffix in PICTURES,
-        f"{picture} needs a suffix that says the format: one of {', '.join(PICTURES)}",
-    )
-    run = load_run(folder)
-    print(cli.start(run.config.runtime), file=sys.stderr)
-    print(f"{folder}: recipe {run.config.name}, step {run.step}, {run.weights} weights", file=sys.stderr)
-    return run
+def posthoc_ema_command(
+    run: RunDir,
+    out: Picture,
+    /,
+    *,
+    stds: tuple[float, ...] = posthoc.STDS,
+    num: int = 500,
+    seed: int = 0,
+    std: float | None = None,
+    out_run: Path | None = None,
+) -> None:
+    """Scores against the length of the average, reconstructed after training (recipes edm2-digits, edm2-cifar10).
 
-
-def _report(command: str, run: Path, values: Mapping[str, Any], words: Iterable[str]) -> None:
-    """Words for a reader on stderr, then everything as one line on stdout."""
-    for line in words:
-        print(line, file=sys.stderr)
-    print(json.dumps({"command": command, "run": str(run)} | dict(values)))
+    Args:
+        run: folder that train.py wrote, with optim.ema_stds and train.keep_every.
+        out: picture to write.
+        stds: lengths relative to that of training, in (0, 0.28].
+        num: samples of each length; 0 scores none and draws no picture.
+        seed: of the samples.
+        std: length of the average to write as a run.
+        out_run: folder for it, which sample.py accepts.
+    """
+    require((std is None) == (out_run is None), "--std and --out-run belong together: give both or neither")
+    if out_run is not None:
+        require_new(out_run)
+    opened = open_run(run, out)
+    study = posthoc.posthoc_ema(opened, run, stds=stds, keep=std, num=num, seed=seed)
+    values = dict(study.values)
+    words = [
+        f"std {row['std']:g} from {values['sources'][0]:g} and {values['sources'][1]:g} in {values['checkpoints']} "
+        f"checkpoints differs from the one tracked by {row['relative_error']:.1e} of its norm (these two from each "
+        f"other by {row['sources_apart']:.1e})"
+        for row in values["checks"]
+    ]
+    if num:
+        viz.save_figure(posthoc.draw(study), out)
+        values["figure"] = str(out)
+        words.append(f"{'std':>12} {'Frechet':>8} {'agreement':>10} {'error of the profile':>21}")
+        named = (("real", values["real"]), ("last weights", values["unaveraged"]))
+        words += [f"{name:>12} {row['frechet']:8.4f} {row['agreement']:10.1%}" for name, row in named]
+        words += [
+            f"{row['std']:12g} {row['frechet']:8.4f} {row['agreement']:10.1%} {row['profile_error']:21.1e}"
+            for row in values["rows"]
+        ]
+    if std is not None and out_run is not None and study.params is not None:
+        posthoc.write_average(opened, run, out_run, std, study.params)
+        values["out_run"] = str(out_run)
+        words.append(f"std {std:g} written: draw samples with  python sample.py {out_run}")
+    report("posthoc-ema", run, values, words)

@@ -4,32 +4,25 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxdiff import build, data
 from jaxdiff import config as C
 from jaxdiff.build.model import NETWORKS
-from jaxdiff.checkpoints import Checkpoints
 from jaxdiff.interop.families import FAMILIES, Hints, Loaded, load, shapes_of
 from jaxdiff.interop.files import write_tensors
 from jaxdiff.interop.weights import WeightsError, export_params
 from jaxdiff.networks import count_params
 from jaxdiff.sampling import load_run
-from jaxdiff.typing import Params
+from jaxdiff.weights_only import require_new, write_weights
 
 __all__ = ["convert", "export"]
 
 SCHEDULERS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 TOKENS = 77
-
-
-class Weights(NamedTuple):
-    """What a converted run keeps: averaged weights and nothing to train on with."""
-
-    ema_params: Params
 
 
 def convert(
@@ -56,24 +49,18 @@ def convert(
         WeightsError: weights that do not fit, all names listed; nothing is written then.
         ValueError: the folder holds a run.
     """
-    if (folder / "checkpoints").exists():
-        raise ValueError(f"{folder} holds a run already: choose another folder")
+    require_new(folder)
     loaded = load(source, kind, hints)
     config, spec = _config(loaded, kind, folder.name, source, dict(sections or {}))
     built = build.model(config, spec)
     if _plain(built.module) != _plain(loaded.module):
         raise WeightsError(f"a setting of these weights has no place in the configuration of {config.network.kind}")
     meta = {
-        "config": C.to_dict(config),
         "spec": spec.to_dict(),
         "normalizer": (data.image_normalizer() if spec.kind == "image" else data.Normalizer(0.0, 1.0)).to_dict(),
         "data": {"fingerprint": "", "examples": 0, "origin": f"weights from {source.name} ({kind})"},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(C.to_json(config))
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(0, Weights(loaded.params), meta)
-        checkpoints.wait()
+    write_weights(folder, loaded.params, config, meta)
     number = f"{count_params(loaded.params):,}"
     return f"{folder}: {config.network.kind} of {number} parameters for examples of shape {spec.shape}"
 

@@ -312,6 +312,8 @@ def knob_study(
     second_name: str = "high-frequency energy",
     first_real: float | None = None,
     second_real: float | None = None,
+    marked: Sequence[float] = (),
+    marked_name: str = "",
     log_knob: bool = False,
     title: str = "What the knob does",
 ) -> "matplotlib.figure.Figure":
@@ -326,7 +328,9 @@ def knob_study(
         second_name: name of the second quantity.
         first_real: the first quantity of real data.
         second_real: the second quantity of real data.
-        log_knob: whether the setting is drawn on a logarithmic axis.
+        marked: settings that stand out, as vertical lines.
+        marked_name: what they are, for the legend.
+        log_knob: whether the setting is drawn on a logarithmic axis, with its values as ticks.
         title: title of the figure.
 
     Returns:
@@ -349,11 +353,17 @@ def knob_study(
             axes.plot(x[order], values[order], color=COLOURS[i], marker="o", markersize=5, label="samples")
             if real is not None:
                 axes.axhline(real, color="#555555", linestyle=LINE_STYLES[1], linewidth=1.3, label="real data")
+            for n, value in enumerate(marked):
+                look: Any = {"color": "#999999", "linestyle": LINE_STYLES[2], "linewidth": 1.3, "zorder": 1}
+                axes.axvline(value, label=marked_name if n == 0 else None, **look)
+            if real is not None or marked:
                 axes.legend(loc="best")
             axes.set(ylabel=name)
             axes.margins(y=0.12)
         if log_knob:
             panels[1].set_xscale("log")
+            panels[1].set_xticks(x[order], [f"{value:g}" for value in x[order]])
+            panels[1].minorticks_off()
         panels[1].set_xlabel(knob_name)
         new.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     return new
