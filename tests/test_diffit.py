@@ -10,7 +10,7 @@ from network_suite import *  # noqa: F403
 from network_suite import LABEL, NULL_LABEL, Case, built, initial, inputs, quick_jit
 from references import tensors
 
-from jaxdiff.interop import WeightsError, conv, export_params, import_params, linear, same
+from jaxdiff.interop import WeightsError, conv, export_params, import_params, linear, patches, same
 from jaxdiff.interop import diffit as interop
 from jaxdiff.networks import as_network, count_params, param_shapes
 from jaxdiff.networks import diffit as latent
@@ -225,7 +225,7 @@ def test_the_image_network_equals_its_formula():
         layer, _, kind = path.replace("/", ".").rpartition(".")
         name = f"{layer}.bias" if kind == "bias" else f"{layer}.weight"
         if path == "down1/kernel":
-            entries[path] = interop.patches(name, 2)
+            entries[path] = patches(name, 2)
         elif kind == "kernel":
             entries[path] = conv(name) if len(shape) == 4 else linear(name)
         else:

@@ -9,6 +9,7 @@ from jaxdiff.interop.weights import (
     joined,
     linear,
     linear_of_conv,
+    patches,
     reordered,
     same,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "joined",
     "linear",
     "linear_of_conv",
+    "patches",
     "reordered",
     "same",
 ]

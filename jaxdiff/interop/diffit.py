@@ -19,20 +19,20 @@ The image-space network has never been published.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.interop.weights import Entry, WeightsError, linear, same
+from jaxdiff.interop.weights import Entry, WeightsError, linear, patches, same
 from jaxdiff.networks.diffit import DiffiT
 from jaxdiff.networks.embeddings import grid_positions
 from jaxdiff.networks.tmsa import relative_bias
 from jaxdiff.typing import Params
 
-__all__ = ["IGNORED", "entries", "frozen_tensors", "latent_size", "module_from", "patches"]
+__all__ = ["IGNORED", "entries", "frozen_tensors", "latent_size", "module_from"]
 
 IGNORED = (r"pos_embed", r"blocks\.\d+\.attn\.relative_position_index")
 """Names that hold no parameters."""
@@ -50,18 +50,6 @@ _INSIDE = {
     "mlp_in": "mlp.fc1",
     "mlp_out": "mlp.fc2",
 }
-
-
-def patches(name: str, patch: int) -> Entry:
-    """Kernel of a convolution as large as its stride, (out, in, p, p) there, on patches (p * p * in, out) here."""
-
-    def read(tensors: Sequence[np.ndarray]) -> np.ndarray:
-        return np.transpose(tensors[0], (2, 3, 1, 0)).reshape(-1, tensors[0].shape[0])
-
-    def write(kernel: np.ndarray) -> list[np.ndarray]:
-        return [np.transpose(kernel.reshape(patch, patch, -1, kernel.shape[-1]), (3, 2, 0, 1))]
-
-    return Entry((name,), read, write)
 
 
 def _entry(path: str, patch: int) -> Entry | None:

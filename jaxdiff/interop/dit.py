@@ -28,12 +28,12 @@ from typing import Any, Literal, TypeAlias
 import jax
 import numpy as np
 
-from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, same
+from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, patches, same
 from jaxdiff.networks.dit import SIZES, DiT
 from jaxdiff.networks.embeddings import grid_positions
 from jaxdiff.typing import Params
 
-__all__ = ["IGNORED", "Layout", "entries", "frozen_tensors", "layout_of", "module_from", "patches"]
+__all__ = ["IGNORED", "Layout", "entries", "frozen_tensors", "layout_of", "module_from"]
 
 Layout: TypeAlias = Literal["dit", "diffusers"]
 """Which of the two formats."""
@@ -76,19 +76,6 @@ _INSIDE = {
 }
 _BLOCKS = {"dit": "blocks", "diffusers": "transformer_blocks"}
 _COPIED = r"transformer_blocks\.\d+\.norm1\.emb\.(.+)"
-
-
-def patches(name: str, patch: int) -> Entry:
-    """Kernel of a convolution as large as its stride, (out, in, p, p) there, on patches (p * p * in, out) here."""
-
-    def read(tensors: Sequence[np.ndarray]) -> np.ndarray:
-        return np.transpose(tensors[0], (2, 3, 1, 0)).reshape(-1, tensors[0].shape[0])
-
-    def write(kernel: np.ndarray) -> list[np.ndarray]:
-        split = kernel.reshape(patch, patch, -1, kernel.shape[-1])
-        return [np.transpose(split, (3, 2, 0, 1))]
-
-    return Entry((name,), read, write)
 
 
 def _copies(entry: Entry, names: Sequence[str]) -> Entry:

@@ -29,8 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff.interop.dit import patches
-from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, reordered, same
+from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, patches, reordered, same
 from jaxdiff.networks.mmdit import MMDiT, centred_positions
 from jaxdiff.typing import Params
 

@@ -27,8 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff.interop.dit import patches
-from jaxdiff.interop.weights import Entry, WeightsError, conv, linear, same
+from jaxdiff.interop.weights import Entry, WeightsError, conv, linear, patches, same
 from jaxdiff.networks.uvit import UViT
 from jaxdiff.typing import Params
 

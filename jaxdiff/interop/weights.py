@@ -19,6 +19,7 @@ __all__ = [
     "joined",
     "linear",
     "linear_of_conv",
+    "patches",
     "reordered",
     "same",
 ]
@@ -77,6 +78,18 @@ def linear_of_conv(name: str, *, axes: int = 2) -> Entry:
         return tensors[0].reshape(tensors[0].shape[:2]).T
 
     return Entry((name,), read, lambda p: [p.T.reshape(p.shape[::-1] + (1,) * axes)])
+
+
+def patches(name: str, patch: int) -> Entry:
+    """Kernel of a convolution as large as its stride, (out, in, p, p) there, on patches (p * p * in, out) here."""
+
+    def read(tensors: Sequence[np.ndarray]) -> np.ndarray:
+        return np.transpose(tensors[0], (2, 3, 1, 0)).reshape(-1, tensors[0].shape[0])
+
+    def write(kernel: np.ndarray) -> list[np.ndarray]:
+        return [np.transpose(kernel.reshape(patch, patch, -1, kernel.shape[-1]), (3, 2, 0, 1))]
+
+    return Entry((name,), read, write)
 
 
 def joined(*entries: Entry) -> Entry:
