@@ -164,9 +164,9 @@ class DiffiTImage(nn.Module):
         """
         check_channels("DiffiTImage", x.shape, self.channels)
         check_divisible(x.shape[1:3], self.size_factor)
-        token = TimeToken(self.token_dim, self.token_dim // 4, self.time_scale, self.num_classes, name="time")(
-            noise_cond, cond
-        )
+        token = TimeToken(
+            self.token_dim, self.token_dim // 4, self.time_scale, self.num_classes, label_std=1.0, name="time"
+        )(noise_cond, cond)
         h = Conv(self.widths[0], dtype=self.dtype, name="tokenizer")(space_to_depth(x, self.patch))
         skips = []
         for level, width in enumerate(self.widths):

@@ -199,7 +199,9 @@ class TimeToken(nn.Module):
     ``time_scale`` and ``w_k = 10000^(-k / (dim/2))``. All in float32.
 
     Fields: ``features`` of the token; ``dim`` of the sinusoid, even; ``time_scale``; ``num_classes``, 0 for no labels,
-    otherwise a missing label counts as the null label; ``kernel_init``, None for U(+-1/sqrt(fan_in)).
+    otherwise a missing label counts as the null label; ``kernel_init``, None for U(+-1/sqrt(fan_in)); ``label_std``, the
+    standard deviation of the initial label table: 0.02 as published for latents, where training is long; a small one is
+    hardly seen beside the noise level in a short training.
 
     Reference: Hatamizadeh et al. 2023, arXiv:2312.02139; Peebles and Xie 2022, arXiv:2212.09748.
     """
@@ -209,6 +211,7 @@ class TimeToken(nn.Module):
     time_scale: float = 1.0
     num_classes: int = 0
     kernel_init: Initializer | None = None
+    label_std: float = 0.02
 
     @nn.compact
     def __call__(self, noise_cond: Float[Array, " batch"], cond: Cond = None) -> Float[Array, "batch features"]:
@@ -218,7 +221,7 @@ class TimeToken(nn.Module):
         token = self._linear("noise_out")(jax.nn.silu(self._linear("noise_in")(waves)))
         if self.num_classes:
             label = labels_or_null(cond, noise_cond.shape[0], self.num_classes)
-            table = declare(self, "label_table", normal(0.02), (self.num_classes + 1, self.features))
+            table = declare(self, "label_table", normal(self.label_std), (self.num_classes + 1, self.features))
             token = token + jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)
         return token
 
