@@ -92,6 +92,8 @@ class DiffiTImageConfig:
     time_scale: float = 1.0
     dropout: float = 0.0
     groups: int = 32
+    label_std: float = 1.0
+    """Standard deviation of the initial label table."""
     zero_init_head: bool = False
     remat: bool = False
 

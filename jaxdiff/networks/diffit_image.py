@@ -85,6 +85,8 @@ class DiffiTImage(nn.Module):
             ln(sigma)/4 or a flow's t.
         dropout: rate inside the MLPs, in [0, 1).
         groups: groups of every GroupNorm.
+        label_std: standard deviation of the initial label table. Small ones, such as the 0.02 of the latent network, are
+            hardly seen beside the noise level in a short training.
         zero_init_head: start the head at zero, so that the network first predicts 0.
         remat: recompute the insides of the residual blocks in the backward pass.
         dtype: compute type; parameters, embeddings, statistics and output are float32.
@@ -115,6 +117,7 @@ class DiffiTImage(nn.Module):
     time_scale: float = 1.0
     dropout: float = 0.0
     groups: int = 32
+    label_std: float = 1.0
     zero_init_head: bool = False
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -165,7 +168,12 @@ class DiffiTImage(nn.Module):
         check_channels("DiffiTImage", x.shape, self.channels)
         check_divisible(x.shape[1:3], self.size_factor)
         token = TimeToken(
-            self.token_dim, self.token_dim // 4, self.time_scale, self.num_classes, label_std=1.0, name="time"
+            self.token_dim,
+            self.token_dim // 4,
+            self.time_scale,
+            self.num_classes,
+            label_std=self.label_std,
+            name="time",
         )(noise_cond, cond)
         h = Conv(self.widths[0], dtype=self.dtype, name="tokenizer")(space_to_depth(x, self.patch))
         skips = []

@@ -199,9 +199,9 @@ class TimeToken(nn.Module):
     ``time_scale`` and ``w_k = 10000^(-k / (dim/2))``. All in float32.
 
     Fields: ``features`` of the token; ``dim`` of the sinusoid, even; ``time_scale``; ``num_classes``, 0 for no labels,
-    otherwise a missing label counts as the null label; ``kernel_init``, None for U(+-1/sqrt(fan_in)); ``label_std``, the
-    standard deviation of the initial label table: 0.02 as published for latents, where training is long; a small one is
-    hardly seen beside the noise level in a short training.
+    otherwise a missing label counts as the null label; ``kernel_init``, None for U(+-1/sqrt(fan_in)); ``label_std``,
+    the standard deviation of the initial label table: 0.02 as published for latents, where training is long; a small
+    one is hardly seen beside the noise level in a short training.
 
     Reference: Hatamizadeh et al. 2023, arXiv:2312.02139; Peebles and Xie 2022, arXiv:2212.09748.
     """
