@@ -85,8 +85,8 @@ class DiffiTImage(nn.Module):
             ln(sigma)/4 or a flow's t.
         dropout: rate inside the MLPs, in [0, 1).
         groups: groups of every GroupNorm.
-        label_std: standard deviation of the initial label table. Small ones, such as the 0.02 of the latent network, are
-            hardly seen beside the noise level in a short training.
+        label_std: standard deviation of the initial label table. Small ones, such as the 0.02 of the latent network,
+            are hardly seen beside the noise level in a short training.
         zero_init_head: start the head at zero, so that the network first predicts 0.
         remat: recompute the insides of the residual blocks in the backward pass.
         dtype: compute type; parameters, embeddings, statistics and output are float32.
@@ -167,14 +167,9 @@ class DiffiTImage(nn.Module):
         """
         check_channels("DiffiTImage", x.shape, self.channels)
         check_divisible(x.shape[1:3], self.size_factor)
-        token = TimeToken(
-            self.token_dim,
-            self.token_dim // 4,
-            self.time_scale,
-            self.num_classes,
-            label_std=self.label_std,
-            name="time",
-        )(noise_cond, cond)
+        dims = (self.token_dim, self.token_dim // 4)
+        embed = TimeToken(*dims, self.time_scale, self.num_classes, label_std=self.label_std, name="time")
+        token = embed(noise_cond, cond)
         h = Conv(self.widths[0], dtype=self.dtype, name="tokenizer")(space_to_depth(x, self.patch))
         skips = []
         for level, width in enumerate(self.widths):
