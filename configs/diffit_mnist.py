@@ -1,7 +1,12 @@
-"""Class-conditional MNIST in ten CPU minutes with image-space DiffiT under EDM.
+"""Class-conditional MNIST with image-space DiffiT under EDM: at most the step of the U-Net of the recipe mnist.
 
-python train.py diffit-mnist --data.path mnist.npz
-python sample.py runs/diffit-mnist
+    python train.py diffit-mnist --data.path mnist.npz
+    python sample.py runs/diffit-mnist
+    python -m jaxdiff.experiments score-images runs/diffit-mnist
+
+Measured: 20 minutes on 2 cores that ran the test suite beside it. Of 1,000 samples a support-vector classifier (95.9 %
+right on real digits) names 85.4 % as asked; their Frechet distance to real digits (raw pixels) is 2.09 times that of
+as many other real ones.
 """
 
 from jaxdiff.config import (

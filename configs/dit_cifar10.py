@@ -3,7 +3,8 @@
     python train.py dit-cifar10                         # accelerators; reads TFDS cifar10
     python train.py dit-cifar10-smoke --data.kind folder --data.path cifar10.zip
 
-AdamW 1e-4 without decay, EMA 0.9999, batch 256, a tenth of the labels dropped, as DiT was trained on latents.
+Published: nothing on CIFAR-10. AdamW 1e-4 without decay, EMA 0.9999, batch 256, a tenth of the labels dropped are what
+DiT was trained with on latents.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@
     python train.py edm2-cifar10-smoke --data.kind folder --data.path cifar10.zip
     python -m jaxdiff.experiments posthoc-ema runs/edm2-cifar10 ema.png      # other lengths of the average afterwards
 
-EDM2 publishes no CIFAR-10 run: noise levels and rate are those of its 64-pixel models, the width is ours.
+Published: no CIFAR-10 run; noise levels and rate are those of its 64-pixel models, the width is ours.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ import pytest
 
 from jaxdiff import build, data, likelihood, schedules
 from jaxdiff.config import Config, DataConfig, DDPMUNetConfig, ParameterizationConfig, SampleConfig
-from jaxdiff.experiments import cli, study_likelihood
+from jaxdiff.experiments import cli, report, study_likelihood
 from jaxdiff.sampling import TrainedRun
 
 STD = 0.7
@@ -45,7 +45,7 @@ def run():
 
 def test_bits_per_dim_of_a_gaussian_model_are_the_closed_form(run, monkeypatch, capsys):
     monkeypatch.setattr(cli.cli, "start", lambda config: "started")
-    monkeypatch.setattr(cli, "load_run", lambda folder: run)
+    monkeypatch.setattr(report, "load_run", lambda folder: run)
     options = ("--num", "12", "--seed", "4", "--bound-steps", "16", "--batch-size", "7", "--sigma-min", "0.05")
     assert cli.main(["likelihood", "somewhere", *options]) == 0
     out, words = capsys.readouterr()

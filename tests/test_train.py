@@ -191,5 +191,6 @@ def test_recipes_are_documented():
     recipes = load_recipes(ROOT / "configs")
     assert {"digits", "toy2d", "vectors", "context", "playground-toy", "playground-ddpm", "mnist"} <= recipes.keys()
     for name in recipes:
-        text = (ROOT / "configs" / f"{name.replace('-', '_')}.py").read_text()
-        assert f"python train.py {name}" in text and "Measured" in text
+        text = (ROOT / "configs" / f"{name.removesuffix('-smoke').replace('-', '_')}.py").read_text()
+        # What was measured here, or for what was not trained here what its authors say.
+        assert f"python train.py {name}" in text and ("Measured" in text or "Published" in text), name
