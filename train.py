@@ -38,7 +38,7 @@ from jaxdiff.writers import JsonLog, Progress, TensorBoardLog
 log = logging.getLogger("jaxdiff")
 
 # Fields that may change between the runs of one command: how long, what is kept, where the data lies.
-FREE = ("train.", "sample.", "runtime.", "data.path", "name")
+FREE = ("train.", "sample.", "runtime.", "mesh.", "data.path", "name")
 FIXED = ("train.batch_size",)
 
 

@@ -4,6 +4,7 @@ A recipe is one ``Config``; ``build.py`` turns it into objects. Every field can 
 line (``--train.steps 500``), and the resolved configuration travels inside every checkpoint.
 """
 
+from jaxdiff.config.computing import MeshConfig, RuntimeConfig
 from jaxdiff.config.files import from_dict, from_json, to_dict, to_json
 from jaxdiff.config.networks import (
     ContextUnetConfig,
@@ -36,7 +37,6 @@ from jaxdiff.config.sections import (
     NoiseLevelConfig,
     OptimConfig,
     ParameterizationConfig,
-    RuntimeConfig,
     SampleConfig,
     ScheduleConfig,
     TrainConfig,
@@ -63,6 +63,7 @@ __all__ = [
     "DataConfig",
     "LossConfig",
     "MLPConfig",
+    "MeshConfig",
     "NetworkConfig",
     "NoiseLevelConfig",
     "OptimConfig",

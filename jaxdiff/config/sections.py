@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from jaxdiff.config.computing import MeshConfig, RuntimeConfig
 from jaxdiff.config.networks import DDPMUNetConfig, NetworkConfig
 from jaxdiff.typing import require
 
@@ -305,16 +306,6 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RuntimeConfig:
-    """How it is computed; changes no result beyond rounding."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type inside the network; parameters stay float32."""
-    matmul_precision: Literal["default", "high", "highest"] = "highest"
-    """Precision of float32 products on GPU (TF32) and TPU (bfloat16)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
 
@@ -331,6 +322,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         require(
@@ -343,3 +335,14 @@ class Config:
             f"loss.cond_dropout is {self.loss.cond_dropout} but data.condition is 'none' and there are no data.inputs: "
             "nothing to drop",
         )
+        parts, calls = self.runtime.micro_batches, self.runtime.steps_per_call
+        require(
+            self.train.batch_size % parts == 0,
+            f"runtime.micro_batches is {parts}: train.batch_size {self.train.batch_size} must be divisible by it",
+        )
+        for name in ("steps", "log_every", "save_every", "sample_every"):
+            value = getattr(self.train, name)
+            require(
+                value % calls == 0,
+                f"runtime.steps_per_call is {calls}: train.{name} {value} must be a multiple of it",
+            )
