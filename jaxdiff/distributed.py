@@ -40,6 +40,7 @@ __all__ = [
     "is_main",
     "leave",
     "local_devices",
+    "place",
     "require_shared",
     "watch",
 ]
