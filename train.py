@@ -1,7 +1,8 @@
 """Train a diffusion model:  python train.py RECIPE [--section.field VALUE ...].
 
 The same command resumes the run where it stopped, exactly. Exit codes: 0 done, 2 wrong arguments or data,
-4 diverged, 5 a checkpoint could not be saved, 75 stopped by a signal after saving (run it again).
+4 diverged, 5 a checkpoint could not be saved, 75 stopped by a signal after saving (run it again), 76 another process
+of the run is gone (run it again on all). For several processes see docs/distributed.md.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import tyro
 
-from jaxdiff import build, cli, data, planning, sharding
+from jaxdiff import build, cli, data, distributed, planning, sharding
 from jaxdiff.checkpoints import Checkpoints, SaveError, config_differences
 from jaxdiff.compilation import compile_step, compiler_options
 from jaxdiff.config import Config, from_dict, to_dict, to_json
@@ -53,6 +54,7 @@ class Arguments:
     """Continue the run in run_dir: if there is one (auto), always (must), or refuse to (never)."""
     dry_run: bool = False
     """Print shapes, parameters, memory and the time it will take, and stop."""
+    processes: Annotated[distributed.Processes, tyro.conf.arg(name="")] = distributed.Processes()
 
 
 class Run(NamedTuple):
@@ -258,13 +260,13 @@ def write_log(run: Run, writers: Writers, state: TrainState, timing: dict[str, f
     return values
 
 
-def loop(run: Run, checkpoints: Checkpoints, state: TrainState) -> int:
+def loop(run: Run, checkpoints: Checkpoints, state: TrainState, peers: distributed.Peers) -> int:
     """Train until done or asked to stop."""
     config, begin = run.config, int(state.step)
     key = jax.random.key(config.seed)
     preview = write_preview(config, run.model, run.folder, run.loader) if config.train.sample_every else None
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignal())
+        stop = stack.enter_context(StopSignal(peers.agree))
         batches = stack.enter_context(contextlib.closing(run.loader.iterate(begin)))
         writers = Writers(
             stack.enter_context(contextlib.closing(JsonLog(run.folder / "log.jsonl", resume_step=begin))),
@@ -310,24 +312,35 @@ def loop(run: Run, checkpoints: Checkpoints, state: TrainState) -> int:
 
 
 def main() -> int:
-    """Train, or resume, or plan a run."""
+    """Join the other processes, if there are any, and run."""
     args = parse()
-    log.info("%s", cli.start(args.config.runtime))
+    joined = distributed.initialize(args.processes)
+    with distributed.watch(args.processes) as peers:
+        for line in filter(None, (cli.start(args.config.runtime), joined)):
+            log.info("%s", line)
+        return train(args, peers)
+
+
+def train(args: Arguments, peers: distributed.Peers) -> int:
+    """Train, or resume, or plan a run."""
     run = prepare(args)
     describe(run)
     if args.dry_run:
         return dry_run(run)
     run.folder.mkdir(parents=True, exist_ok=True)
+    distributed.require_shared(run.folder)
     train = run.config.train
     options = {"keep_last": train.keep_last, "keep_every": train.keep_every}
     best = ("loss", "min") if train.keep_best else None
     with Checkpoints(run.folder / "checkpoints", keep_best=best, **options) as checkpoints:
+        peers.saved = checkpoints.latest
         state = restore(run, checkpoints, args.resume)
-        (run.folder / "config.json").write_text(to_json(from_dict(run.meta["config"])))
+        if distributed.is_main():
+            (run.folder / "config.json").write_text(to_json(from_dict(run.meta["config"])))
         if int(state.step) >= train.steps:
             log.info("%s already has %d steps; raise --train.steps to go on", run.folder, int(state.step))
             return ExitCode.DONE
-        return loop(run, checkpoints, state)
+        return loop(run, checkpoints, state, peers)
 
 
 if __name__ == "__main__":

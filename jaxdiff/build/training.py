@@ -14,12 +14,12 @@ from jaxdiff.build.model import Model, init_params, model, projection
 from jaxdiff.build.parts import noise_levels, steps_of, weighting
 from jaxdiff.data import DataSpec
 from jaxdiff.training import init_state, make_optimizer, make_train_step
-from jaxdiff.typing import Loss, MemoryLoss
+from jaxdiff.typing import StagedLoss
 
 __all__ = ["averages", "loss", "optimizer", "unrolled_step"]
 
 
-def loss(config: C.Config, built: Model) -> Loss | MemoryLoss:
+def loss(config: C.Config, built: Model) -> StagedLoss:
     """Build the training loss.
 
     Raises:
@@ -53,7 +53,7 @@ def loss(config: C.Config, built: Model) -> Loss | MemoryLoss:
 def optimizer(config: C.Config) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
     """Build the optimizer and its learning-rate schedule (a function of the number of updates)."""
     section = config.optim
-    updates = max(config.train.steps // section.accumulate, 1)
+    updates = config.train.steps
     return make_optimizer(
         peak_lr=section.lr,
         total_steps=updates if section.decay != "constant" else None,
@@ -64,7 +64,6 @@ def optimizer(config: C.Config) -> tuple[optax.GradientTransformation, Callable[
         b2=section.b2,
         weight_decay=section.weight_decay,
         clip_norm=section.clip,
-        accumulate=section.accumulate,
     )
 
 
@@ -93,5 +92,5 @@ def averages(config: C.Config) -> tuple[ema.Profile, dict[str, ema.Profile]]:
         first, *others = section.ema_stds
         return ema.power(first), {f"std_{std:g}": ema.power(std) for std in others}
     if section.ema_half_life is not None:
-        return ema.half_life(section.ema_half_life, batch=config.train.batch_size * section.accumulate), {}
+        return ema.half_life(section.ema_half_life, batch=config.train.batch_size), {}
     return ema.warmup(section.ema), {}
