@@ -1,5 +1,6 @@
 """What the devices send each other in a compiled program, read from its text."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -57,12 +58,11 @@ def _group_size(line: str, devices: int) -> int:
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return match[1].count(",") + 1
-    if match := re.search(r"replica_groups=@?mesh\[(.*?)\] ?\{(.*?)\}", line):
-        sizes = {name: int(n) for name, n in re.findall(r"'?([\w.]+)'?=(\d+)", match[1])}
-        group = 1
-        for name in re.findall(r"[\w.]+", match[2]):
-            group *= sizes[name]
-        return group
+    if match := re.search(r"replica_groups=@?mesh\[(.*?)\][^{]*\{(.*?)\}", line):
+        # Axes by name, or 'axis':(1)2 for a part of an axis of that size.
+        sizes = dict(re.findall(r"'([\w.]+)'=(\d+)", match[1]))
+        parts = re.findall(r"'([\w.]+)'(?::\(\d+\)(\d+))?", match[2])
+        return math.prod(int(part or sizes[name]) for name, part in parts)
     return devices
 
 

@@ -79,8 +79,13 @@ ENTRY %main (a: f32[2]) -> f32[8] {
   %p = (f32[6]{0}, f32[6]{0}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,1}}
   %s = ((bf16[8,2]), bf16[2,2], u32[]) async-start(%c), calls=%wrapped
   %r = (f32[3]{0}, s8[3]{0}) all-reduce(%u, %v), replica_groups=mesh['x'=2,'y'=2] {'x'}, to_apply=%add
+  %t = f32[5]{0} all-reduce(%u), replica_groups=mesh['x'=1,'y'=4], device_ids=([2,2]T(1,0)) {'x','y'}, to_apply=%add
+  %h = f32[7]{0} all-to-all(%u), replica_groups=mesh['x'=4] {'x':(1)2}, dimensions={0}
 }"""
-    rows = {row.kind: row for row in collectives(text)}
+    rows = {(row.kind, row.group): row for row in collectives(text)}
+    assert rows.pop(("all-reduce", 4)) == Collective("all-reduce", 4, 1, 20, 30)
+    assert rows.pop(("all-to-all", 2)) == Collective("all-to-all", 2, 1, 28, 14)
+    rows = {kind: row for (kind, _), row in rows.items()}
     assert rows["all-gather"] == Collective("all-gather", 4, 1, 96, 72)
     assert rows["reduce-scatter"] == Collective("reduce-scatter", 4, 1, 32, 24)
     assert rows["all-reduce"] == Collective("all-reduce", 2, 1, 15, 14)
