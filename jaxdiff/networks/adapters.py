@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
-from jaxdiff.networks.drawing import draw
+from jaxdiff import sharding
+from jaxdiff.networks.drawing import draw, draw_split
 from jaxdiff.networks.initializers import Initializer
 from jaxdiff.typing import Cond, Network, Params
 
@@ -62,8 +64,8 @@ def init_params(
 
     Each parameter follows the distribution that its layer declares, from one long random vector: compiling
     one random kernel per layer, as ``module.init`` does, takes many seconds on a CPU. A pure function of
-    ``key``; runs under ``jit``, with the same result up to rounding, and then a device only draws the part of
-    a parameter that it keeps: see ``drawing.draw``. A module with a parameter of a layer from elsewhere is
+    ``key``; runs under ``jit``, with the same result up to rounding; on a mesh that splits parameters
+    (``sharding.create``) a device only draws what it keeps. A module with a parameter of a layer from elsewhere is
     initialised by its own ``init``.
 
     Args:
@@ -92,7 +94,12 @@ def init_params(
         )
         return jax.jit(module.init)(key, *zeros)["params"]
     layout = [(tuple(leaf.shape), declared[name]) for name, (_, leaf) in zip(names, shapes, strict=True)]
-    return jax.tree_util.tree_unflatten(treedef, draw(key, layout))
+    context = sharding.here()
+    if context is None or not isinstance(key, Tracer):
+        return jax.tree_util.tree_unflatten(treedef, draw(key, layout))
+    paths = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in shapes)
+    specs = [context.placement(path, shape).spec for path, (shape, _) in zip(paths, layout, strict=True)]
+    return jax.tree_util.tree_unflatten(treedef, draw_split(key, layout, context.mesh, specs))
 
 
 def param_shapes(

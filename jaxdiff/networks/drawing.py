@@ -1,41 +1,29 @@
 """Random parameters, drawn as pieces of two long vectors: all at once, or each on the device where it will lie."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.random import define_prng_impl, threefry2x32_p
-from jaxtyping import Array, Key, UInt32
+from jax.extend.random import threefry2x32_p
+from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array, Float, Key, UInt32
 
 from jaxdiff.networks.initializers import Initializer
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_split"]
 
-_LAWS: dict[str, Callable[[Key[Array, ""], tuple[int, ...]], Array]] = {
-    "uniform": lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0),
-    "normal": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
-}
+Layout: TypeAlias = Sequence[tuple[tuple[int, ...], Initializer]]
+"""Shape and distribution of each array."""
 
-
-class _Piece(NamedTuple):
-    """Where in its long vector a parameter begins."""
-
-    index: int
-    offset: int
-    scale: float
+_LOWEST = float(np.nextafter(np.float32(-1.0), np.float32(0.0)))
 
 
-def draw(key: Key[Array, ""], layout: Sequence[tuple[tuple[int, ...], Initializer]]) -> list[Array]:
+def draw(key: Key[Array, ""], layout: Layout) -> list[Array]:
     """Draw one array per (shape, distribution): scaled pieces of one long uniform and one long normal vector.
-
-    Outside of ``jit`` the vectors are drawn and cut on the host, so that nothing is compiled for each parameter. Under
-    ``jit`` every entry is computed from its position in the vector, so that a parameter whose result is split over
-    devices is drawn in parts and no device ever holds a vector; the numbers are the same up to rounding. That takes
-    keys of the default kind (partitionable threefry): with others every device draws the whole vectors.
 
     Args:
         key: one typed PRNG key.
@@ -44,28 +32,71 @@ def draw(key: Key[Array, ""], layout: Sequence[tuple[tuple[int, ...], Initialize
     Returns:
         float32 arrays in the order of ``layout``.
     """
-    keys = dict(zip(_LAWS, jax.random.split(key), strict=True))
-    if not isinstance(key, Tracer):
-        # Cut on the host: no slice to compile for each parameter.
-        return _cut(layout, lambda kind, total: jax.device_get(_LAWS[kind](keys[kind], (total,))))
-    if str(jax.random.key_impl(key)) != "threefry2x32" or not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]: made at run time
+    key_uniform, key_normal = jax.random.split(key)
+    vectors = {
+        "uniform": jax.random.uniform(key_uniform, (_total(layout, "uniform"),), jnp.float32, -1.0, 1.0),
+        "normal": jax.random.normal(key_normal, (_total(layout, "normal"),), jnp.float32),
+    }
+    if isinstance(key, Tracer):
         # Without the barrier XLA would copy the random generator into every piece.
-        return _cut(layout, lambda kind, total: jax.lax.optimization_barrier(_LAWS[kind](keys[kind], (total,))))
-    return _in_place(keys, layout)
+        vectors = jax.lax.optimization_barrier(vectors)
+    else:
+        # Cut on the host: same pieces, and no slice to compile for each parameter.
+        vectors = jax.device_get(vectors)
+    return _cut(vectors, layout)
 
 
-def _constant(shape: tuple[int, ...], init: Initializer) -> Array:
-    return jnp.array(np.full(shape, init.scale, np.float32))
+def draw_split(key: Key[Array, ""], layout: Layout, mesh: AbstractMesh, specs: Sequence[PartitionSpec]) -> list[Array]:
+    """Draw the same arrays under ``jit``, every device only its parts of them.
+
+    Entry j of a long vector is a function of the key and j alone, so that a device computes the positions of all the
+    entries that it will keep, and then these.
+
+    Args:
+        key: one typed PRNG key.
+        layout: shape and distribution of each array.
+        mesh: of the function that is traced.
+        specs: how each array is split over it.
+
+    Returns:
+        float32 arrays in the order of ``layout``, split; equal to those of ``draw`` up to rounding. Keys of another
+        kind than partitionable threefry, the default, can not be drawn in parts: ``draw`` does it then.
+    """
+    if str(jax.random.key_impl(key)) != "threefry2x32" or not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]: made at run time
+        return draw(key, layout)
+    words = jax.random.key_data(jax.random.split(key))
+    local = [
+        (tuple(n // math.prod(mesh.shape[a] for a in names) for n, names in zip(shape, axes, strict=True)), init)
+        for (shape, init), axes in ((item, _axes(spec, len(item[0]))) for item, spec in zip(layout, specs, strict=True))
+    ]
+
+    def mine(words: UInt32[Array, "2 2"]) -> list[Array]:
+        vectors = {}
+        for kind, pair, law in zip(("uniform", "normal"), words, (_uniform, _normal), strict=True):
+            positions, offset = [], 0
+            for (shape, init), (part, _), spec in zip(layout, local, specs, strict=True):
+                if init.kind == kind:
+                    positions.append(_positions(offset, shape, part, _axes(spec, len(shape)), mesh.shape))
+                    offset += math.prod(shape)
+            vectors[kind] = law(_bits(pair, positions))
+        # Without the barrier XLA would copy the random generator into every piece.
+        return _cut(jax.lax.optimization_barrier(vectors), local)
+
+    # Devices that hold the same part compute it alike, which jax can not see.
+    split = jax.shard_map(mine, mesh=mesh, in_specs=PartitionSpec(), out_specs=list(specs), check_vma=False)
+    return split(words)
 
 
-def _cut(layout: Sequence[tuple[tuple[int, ...], Initializer]], vector: Callable[[str, int], Any]) -> list[Array]:
-    """Draw the long vectors whole and cut them."""
-    totals = {kind: sum(math.prod(shape) for shape, init in layout if init.kind == kind) for kind in _LAWS}
-    vectors = {kind: vector(kind, total) for kind, total in totals.items()}
-    used, leaves = dict.fromkeys(_LAWS, 0), []
+def _total(layout: Layout, kind: str) -> int:
+    return sum(math.prod(shape) for shape, init in layout if init.kind == kind)
+
+
+def _cut(vectors: Mapping[str, Any], layout: Layout) -> list[Array]:
+    """Cut the long vectors into the arrays, and scale these."""
+    used, leaves = dict.fromkeys(vectors, 0), []
     for shape, init in layout:
         if init.kind == "constant":
-            leaves.append(_constant(shape, init))
+            leaves.append(jnp.array(np.full(shape, init.scale, np.float32)))
             continue
         start, stop = used[init.kind], used[init.kind] + math.prod(shape)
         used[init.kind] = stop
@@ -73,63 +104,65 @@ def _cut(layout: Sequence[tuple[tuple[int, ...], Initializer]], vector: Callable
     return leaves
 
 
-def _in_place(keys: dict[str, Array], layout: Sequence[tuple[tuple[int, ...], Initializer]]) -> list[Array]:
-    """Draw each array from the positions of its entries; arrays of one shape and law share a kernel."""
-    used, leaves = dict.fromkeys(_LAWS, 0), [jnp.zeros(())] * len(layout)
-    groups: dict[tuple[tuple[int, ...], str], list[_Piece]] = {}
-    for index, (shape, init) in enumerate(layout):
-        if init.kind == "constant":
-            leaves[index] = jnp.full(shape, init.scale, jnp.float32)
-            continue
-        groups.setdefault((shape, init.kind), []).append(_Piece(index, used[init.kind], init.scale))
-        used[init.kind] += math.prod(shape)
-    for (shape, kind), pieces in groups.items():
-        values = _draw_at(keys[kind], kind, [piece.offset for piece in pieces], shape)
-        # Without the barrier XLA would copy the random generator into every piece.
-        values = jax.lax.optimization_barrier(values)
-        for row, piece in enumerate(pieces):
-            leaves[piece.index] = values[row] * np.float32(piece.scale)
-    return leaves
+def _axes(spec: PartitionSpec, ndim: int) -> list[tuple[str, ...]]:
+    """Axes of the mesh for each axis of an array."""
+    names = [entry if isinstance(entry, tuple) else () if entry is None else (entry,) for entry in spec]
+    return names + [()] * (ndim - len(names))
 
 
-def _draw_at(key: Key[Array, ""], kind: str, offsets: Sequence[int], shape: tuple[int, ...]) -> Array:
-    """Entries ``offset + 0, 1, ...`` of the long vector for each offset: (offsets, *shape)."""
-    # Positions inside an array are counted in 32 bits; what is larger is drawn along its first axes.
-    first = 0
-    while math.prod(shape[first:]) >= 2**32:
-        first += 1
-    leading, rest = shape[:first], shape[first:]
-    inside = np.arange(math.prod(leading), dtype=np.uint64).reshape(leading) * np.uint64(math.prod(rest))
-    starts = np.asarray(offsets, np.uint64).reshape((-1,) + (1,) * first) + inside
-    words = np.stack([starts >> np.uint64(32), starts & np.uint64(2**32 - 1)], axis=-1).astype(np.uint32)
-    data = jnp.broadcast_to(jax.random.key_data(key), (*starts.shape, 2))
-    where = jax.random.wrap_key_data(jnp.concatenate([data, words], axis=-1), impl=_THREEFRY_AT)
-    draw_rest: Callable[[Array], Array] = lambda one: _LAWS[kind](one, rest)  # noqa: E731
-    for _ in range(starts.ndim):
-        draw_rest = jax.vmap(draw_rest)
-    return draw_rest(where)
+def _positions(
+    offset: int,
+    shape: tuple[int, ...],
+    part: tuple[int, ...],
+    axes: Sequence[tuple[str, ...]],
+    sizes: Mapping[str, int],
+) -> tuple[UInt32[Array, " n"], UInt32[Array, " n"]]:
+    """Positions of this device's entries in the long vector, as high and low words, row after row."""
+    high, low = (jnp.full(part, word, jnp.uint32) for word in _words(np.uint64(offset)))
+    for axis, (whole, size, names) in enumerate(zip(shape, part, axes, strict=True)):
+        index = jnp.int32(0)
+        for name in names:
+            index = index * sizes[name] + jax.lax.axis_index(name)
+        # 64 bits without 64-bit arithmetic: the steps along one axis are few enough for a table.
+        steps = np.arange(whole, dtype=np.uint64) * np.uint64(math.prod(shape[axis + 1 :]))
+        along = [1] * len(part)
+        along[axis] = size
+        step_high, step_low = (
+            jax.lax.dynamic_slice(jnp.asarray(word), (index * size,), (size,)).reshape(along) for word in _words(steps)
+        )
+        total = low + step_low
+        high, low = high + step_high + (total < low).astype(jnp.uint32), total
+    return high.reshape(-1), low.reshape(-1)
 
 
-def _bits_at(data: UInt32[Array, "4"], width: int, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Random bits ``start, start + 1, ...`` of a threefry key; ``data`` is the key and the two words of the start."""
-    if width != 32:
-        raise NotImplementedError(f"only words of 32 bits are drawn here, not of {width}")
-    key1, key2, high, low = data
-    position, stride = jnp.zeros(shape, jnp.uint32), 1
-    for axis in reversed(range(len(shape))):
-        position += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
-        stride *= shape[axis]
-    position = low + position
-    carry = (position < low).astype(jnp.uint32)
-    one, two = threefry2x32_p.bind(key1, key2, high + carry, position)
+def _words(position: np.ndarray | np.uint64) -> tuple[np.ndarray, np.ndarray]:
+    """High and low 32 bits."""
+    position = np.asarray(position)
+    return (position >> np.uint64(32)).astype(np.uint32), (position & np.uint64(2**32 - 1)).astype(np.uint32)
+
+
+def _bits(
+    words: UInt32[Array, "2"], positions: Sequence[tuple[UInt32[Array, " n"], UInt32[Array, " n"]]]
+) -> UInt32[Array, " m"]:
+    """Entries of ``jax.random.bits`` of one long vector at some positions."""
+    if not positions:
+        return jnp.zeros((0,), jnp.uint32)
+    high, low = (jnp.concatenate(parts) for parts in zip(*positions, strict=True))
+    one, two = threefry2x32_p.bind(words[0], words[1], high, low)
     return one ^ two
 
 
-def _never(*_: Any) -> Any:
-    raise NotImplementedError("such keys are made of others and only draw bits")
+def _unit(bits: UInt32[Array, " n"], lowest: float) -> Float[Array, " n"]:
+    """U(lowest, 1) by the arithmetic of ``jax.random.uniform``: 23 bits after the point of a number in [1, 2)."""
+    mantissa = (bits >> np.uint32(9)) | np.float32(1.0).view(np.uint32)
+    floats = jax.lax.bitcast_convert_type(mantissa, jnp.float32) - np.float32(1.0)
+    low = np.float32(lowest)
+    return jnp.maximum(low, floats * (np.float32(1.0) - low) + low)
 
 
-_THREEFRY_AT: Hashable = define_prng_impl(
-    key_shape=(4,), seed=_never, split=_never, fold_in=_never, random_bits=_bits_at, name="threefry_at", tag="at"
-)
-"""Keys that begin in the middle of the stream of another, so that ``jax.random`` does the rest as it always does."""
+def _uniform(bits: UInt32[Array, " n"]) -> Float[Array, " n"]:
+    return _unit(bits, -1.0)
+
+
+def _normal(bits: UInt32[Array, " n"]) -> Float[Array, " n"]:
+    return np.float32(np.sqrt(2.0)) * jax.lax.erf_inv(_unit(bits, _LOWEST))
