@@ -1,6 +1,7 @@
 """A run as training needs it: everything built from the configuration, and the state to begin with."""
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import pathlib
@@ -16,7 +17,7 @@ from jaxdiff.config import Config, from_dict, to_dict
 from jaxdiff.training import TrainState, init_state, make_train_step
 from jaxdiff.typing import require
 
-__all__ = ["Run", "batches", "first_state", "model_flops", "open_run", "restore"]
+__all__ = ["Run", "batches", "first_state", "model_flops", "open_run", "peak_flops", "restore"]
 
 log = logging.getLogger("jaxdiff")
 
@@ -127,6 +128,8 @@ def open_run(config: Config, folder: pathlib.Path, *, planned: bool = False) -> 
     )
     model = build.model(config, source.spec)
     loss = build.loss(config, model)
+    evaluate = sharding.on_mesh(loss.evaluate, mesh)
+    loss = dataclasses.replace(loss, evaluate=evaluate)
     tx, rate = build.optimizer(config)
     average, tracks = build.averages(config)
     batch = sharding.shard_batch(loader.batch(0), mesh)
@@ -246,3 +249,10 @@ def model_flops(run: Run) -> float | None:
     )
     key = jax.random.key(run.config.seed)
     return planning.count_flops(*build.unrolled_step(run.config, run.model.spec, batch, key))
+
+
+def peak_flops(run: Run) -> float:
+    """Operations per second that the devices of the run reach together in matrix products, as measured here."""
+    # The CPU devices of one process share its cores, all of which the measured product has used.
+    count = jax.process_count() if jax.default_backend() == "cpu" else run.mesh.size
+    return planning.measured_peak(run.config.runtime.dtype) * count

@@ -26,7 +26,7 @@ TINY = (
     "--sample.batch-size=8",
     "--sample.steps=4",
 )
-TIMING = ("images_per_s", "data_wait")
+TIMING = ("images_per_s", "data_wait", "mfu")
 
 
 def command(script: str, *args: object) -> list[str]:
