@@ -12,7 +12,7 @@ import jax
 
 from jaxdiff import build, data, planning, sharding
 from jaxdiff.checkpoints import Checkpoints, config_differences
-from jaxdiff.compilation import compiler_options
+from jaxdiff.compilation import Compiled, compiler_options
 from jaxdiff.config import Config, from_dict, to_dict
 from jaxdiff.training import TrainState, init_state, make_train_step
 from jaxdiff.typing import require
@@ -241,8 +241,17 @@ def restore(run: Run, checkpoints: Checkpoints, resume: str) -> TrainState:
     return state
 
 
-def model_flops(run: Run) -> float | None:
-    """Operations of one step on all devices together, as XLA counts the network itself: no recomputation, no loops."""
+def model_flops(run: Run, compiled: Compiled | None = None) -> float | None:
+    """Operations of one step on all devices together, as XLA counts the network itself without recomputation.
+
+    Args:
+        run: from ``open_run``.
+        compiled: the compiled step; where nothing in it is repeated its own count is taken, which costs no time.
+    """
+    runtime, network = run.config.runtime, run.config.network
+    repeats = getattr(network, "scan", False) or getattr(network, "remat", False)
+    if compiled is not None and not repeats and runtime.micro_batches == runtime.steps_per_call == 1:
+        return compiled.written
     count = jax.process_count()  # each has as many rows of the batch
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), run.loader.batch(0)
