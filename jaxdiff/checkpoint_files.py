@@ -78,9 +78,9 @@ def _problem(folder: pathlib.Path) -> str | None:
     try:
         marker = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
         if not marker.get("commit_timestamp_nsecs"):
-            return "it was never committed"
+            return "it was never committed, says _CHECKPOINT_METADATA"
     except (OSError, ValueError):
-        return "it has no commit marker"
+        return "it has no commit marker that can be read, _CHECKPOINT_METADATA"
     for name in ("_METADATA", "manifest.ocdbt"):
         if not (folder / "state" / name).is_file():
             return f"state/{name} is missing"

@@ -22,35 +22,48 @@ import orbax.checkpoint
 from jaxdiff.checkpoints import Checkpoints
 
 # Children are forked before any backend exists, so that each costs a moment and not an import.
-path, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-rng, committed = random.Random(seed), 0
+path, kills, seed, more = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), 5
+rng = random.Random(seed)
 NOISE = np.random.default_rng(0).normal(size=(3, 300, 1000)).astype(np.float32)
 
-def tree(step):
-    return {"w": jnp.asarray(NOISE) + step, "step": jnp.int32(step)}
+def first():
+    return {"w": jnp.asarray(NOISE), "step": jnp.int32(0)}
 
-def child(out):
+def advance(state):
+    return {"w": state["w"] * np.float32(0.9) + state["step"], "step": state["step"] + 1}
+
+def child(out, until=None):
     with Checkpoints(path) as writer:
-        step = 0
+        state = first()
         if writer.latest() is not None:
-            state, meta = writer.restore(jax.eval_shape(lambda: tree(0)))
-            step = int(state["step"])
-            same = bool((state["w"] == tree(step)["w"]).all())
-            os.write(out, f"restored {step} {same and meta['step'] == step}\\n".encode())
-        while True:
-            step += 1
-            writer.save(step, tree(step), {})
+            state, meta = writer.restore(jax.eval_shape(first))
+            os.write(out, f"restored {int(state['step'])} {meta['step'] == int(state['step'])}\\n".encode())
+        until = until and int(state["step"]) + until
+        while until is None or int(state["step"]) < until:
+            state = advance(state)
+            writer.save(int(state["step"]), state, {})
             writer.wait()
-            os.write(out, f"saved {step}\\n".encode())
+            os.write(out, f"saved {int(state['step'])}\\n".encode())
+    if until:
+        whole = first()
+        for _ in range(until):
+            whole = advance(whole)
+        same = all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole)))
+        os.write(out, f"same {same}\\n".encode())
+    os._exit(0)
 
-for trial in range(kills):
+def start(until=None):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(read)
-        child(write)
+        child(write, until)
     os.close(write)
-    lines = os.fdopen(read)
+    return pid, os.fdopen(read)
+
+committed = lost = middle = 0
+for trial in range(kills):
+    pid, lines = start()
     if trial:
         word, step, good = lines.readline().split()
         assert word == "restored" and good == "True" and int(step) >= committed, (word, step, good, committed)
@@ -61,31 +74,28 @@ for trial in range(kills):
     os.waitpid(pid, 0)
     for line in lines:
         committed = int(line.split()[1])
-print("committed", committed)
+    middle += any(name.endswith("-tmp") for name in os.listdir(path))
+pid, lines = start(more)
+said = [line.split() for line in lines]
+assert int(said[0][1]) >= committed and said[-1] == ["same", "True"], said
+print(int(said[0][1]) + more, middle)
 """
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
-def test_kill_while_saving_never_loses_a_committed_checkpoint(tmp_path, kills):
+def test_twenty_kills_while_saving_lose_nothing_and_change_nothing(tmp_path):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "run"), str(kills), "0"],
+        [sys.executable, "-c", KILLED, str(tmp_path / "run"), "20", "0"],
         env=env,
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    committed = int(done.stdout.split()[-1])
-    with ckpt.Checkpoints(tmp_path / "run") as writer:
-        latest = writer.latest()
-        assert latest is not None and latest >= committed
-        target = {
-            "w": jax.ShapeDtypeStruct((3, 300, 1000), "float32"),
-            "step": jax.ShapeDtypeStruct((), "int32"),
-        }
-        state, _ = writer.restore(target)
-        assert int(state["step"]) == latest
+    last, middle = map(int, done.stdout.split()[-2:])
+    print(f"20 kills, {middle} of them in the middle of a save; {last} steps in all")
+    assert middle >= 5  # else the kills did not fall where they hurt
+    assert ckpt.intact(tmp_path / "run") == last and ckpt.valid_steps(tmp_path / "run")[-1] == last
     assert not list((tmp_path / "run").glob("*tmp*"))
 
 
