@@ -49,14 +49,14 @@ def _text(files: Mapping[str, tuple[int, int]]) -> str:
     return f'{{"crc32":{zlib.crc32(body.encode())},"files":{body}}}\n'
 
 
-def _write(path: pathlib.Path, files: Digests) -> None:
-    """Replace a file in one step: whoever dies or reads meanwhile sees the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
+def _write(folder: pathlib.Path, files: Digests) -> None:
+    """Replace the digests in one step: whoever dies or reads meanwhile sees the old or the new ones."""
+    temporary = folder / f"{DIGESTS}.tmp"
     with temporary.open("w") as file:
         file.write(_text(files))
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary.replace(folder / DIGESTS)
 
 
 def read(folder: pathlib.Path) -> Digests | None:
@@ -102,7 +102,8 @@ def write_part(state: pathlib.Path, process: int) -> None:
     """
     own = [p for p in (state / f"ocdbt.process_{process}").rglob("*") if p.is_file()]
     own += [p for p in (state / "array_metadatas").glob(f"process_{process}") if p.is_file()]
-    _write(state / f"{PART}{process}", _digests(state, (p.relative_to(state).as_posix() for p in own)))
+    found = _digests(state, (p.relative_to(state).as_posix() for p in own))
+    (state / f"{PART}{process}").write_text(_text(found))
 
 
 def collect(folder: pathlib.Path) -> None:
@@ -117,14 +118,14 @@ def collect(folder: pathlib.Path) -> None:
         known |= {f"state/{name}": (size, crc) for name, (size, crc) in found.items()}
         part.unlink()
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {*MARKERS, DIGESTS}
-    _write(folder / DIGESTS, {n: d for n, d in known.items() if n in names} | _digests(folder, names - known.keys()))
+    _write(folder, {n: d for n, d in known.items() if n in names} | _digests(folder, names - known.keys()))
 
 
 def seal(folder: pathlib.Path) -> None:
     """Add the files that the commit wrote. A process that dies before this leaves a good checkpoint all the same."""
     files = read(folder)
     if files is not None:
-        _write(folder / DIGESTS, files | _digests(folder, (n for n in MARKERS if (folder / n).is_file())))
+        _write(folder, files | _digests(folder, (n for n in MARKERS if (folder / n).is_file())))
 
 
 def share(files: Digests, process: int = 0, processes: int = 1) -> list[str]:

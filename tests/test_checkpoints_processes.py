@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -9,10 +10,37 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from jaxdiff import checkpoint_digests as digests
 from jaxdiff import checkpoints as ckpt
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start_two(program, *args):
+    """Run two processes to their end; (exit code, stdout, stderr) of each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(i), port, *args],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        results = [child.communicate(timeout=120) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    return [(child.returncode, *result) for child, result in zip(children, results, strict=True)]
 
 
 KILLED = """
@@ -99,6 +127,101 @@ def test_twenty_kills_while_saving_lose_nothing_and_change_nothing(tmp_path):
     assert not list((tmp_path / "run").glob("*tmp*"))
 
 
+MOVED = """
+import os, signal, sys, time
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+index, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, initialization_timeout=30)
+import pathlib
+import jax.numpy as jnp, numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jaxdiff import checkpoint_digests as digests
+from jaxdiff.checkpoints import Checkpoints, SaveError
+
+path = pathlib.Path(path)
+mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
+where = {"w": NamedSharding(mesh, P("fsdp")), "b": NamedSharding(mesh, P())}
+shapes = {"w": jax.ShapeDtypeStruct((64, 32), "float32", sharding=where["w"])}
+shapes["b"] = jax.ShapeDtypeStruct((32, 32), "float32", sharding=where["b"])
+same = jax.jit(lambda a, b: jnp.array([(x == y).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))]).all())
+
+@jax.jit
+def step(s):
+    w = s["w"] - 0.1 * jnp.tanh(s["w"] @ s["b"])
+    return jax.lax.with_sharding_constraint({"w": w, "b": s["b"] * 0.9 + (w.T @ w) / 64}, where)
+
+writer = Checkpoints(path, keep_last=9, timeout=4)
+one, _ = writer.restore(shapes)
+two = step(one)
+writer.save(2, two, {})
+three = step(two)
+writer.save(3, three, {})
+writer.close()
+if index == 0:
+    largest = next(n for n in digests.share(digests.read(path / "3")) if "process_1" in n)
+    data = bytearray((path / "3" / largest).read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / "3" / largest).write_bytes(data)
+multihost_utils.sync_global_devices("spoilt")
+writer = Checkpoints(path, keep_last=9, timeout=4)
+again, meta = writer.restore(shapes)
+print("fell back to", meta["step"], bool(same(again, two)), flush=True)
+writer.save(3, step(again), {})
+writer.wait()
+print("went on", bool(same(step(again), three)), flush=True)
+if index == 1:
+    digests.write_part = lambda *_: time.sleep(99)  # in the middle of the save, its arrays written and nothing said
+start = time.time()
+try:
+    writer.save(4, step(three), {})
+    if index == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    writer.wait()
+except SaveError as error:
+    print("error", round(time.time() - start, 1), str(error), flush=True)
+os._exit(5)
+"""
+
+
+def test_one_process_then_two_one_of_which_dies_then_one(tmp_path):
+    path = tmp_path / "run"
+    rng = np.random.default_rng(0)
+    state = {"w": rng.normal(size=(64, 32)).astype("float32"), "b": rng.normal(size=(32, 32)).astype("float32")}
+    devices = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(devices, P("data"))
+    with ckpt.Checkpoints(path) as writer:  # on 8 devices of this process
+        writer.save(1, jax.device_put(state, split), {})
+    (code, out, errors), killed = start_two(MOVED, str(path))
+    assert killed[0] == -signal.SIGKILL and code == 5, errors[-1500:]
+    for text in (out, killed[1]):
+        assert "fell back to 2 True" in text and "went on True" in text, (text, errors[-1500:])
+    line = next(line for line in out.splitlines() if line.startswith("error"))
+    assert float(line.split()[1]) < 30 and "step 4" in line and "last good checkpoint is 3." in line, line
+    assert "Traceback" not in errors
+    wrong = "\n".join(line for line in errors.splitlines() if "can not be read" in line or "not usable" in line)
+    assert "ocdbt.process_1" in wrong and "checksum" in wrong, errors[-1500:]
+
+    def advance(s):
+        w = s["w"] - 0.1 * np.tanh(s["w"] @ s["b"])
+        return {"w": w, "b": s["b"] * 0.9 + (w.T @ w) / 64}
+
+    with ckpt.Checkpoints(path) as reader:
+        target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=split) for k, v in state.items()}
+        got, meta = reader.restore(target)
+        assert meta["step"] == 3
+        for name, value in advance(advance(state)).items():
+            assert got[name].sharding == split
+            np.testing.assert_allclose(np.asarray(got[name]), value, rtol=1e-4, atol=1e-5)
+        with_process = {n.split("/")[1] for n in digests.read(path / "3") or {} if "ocdbt.process" in n}
+        assert with_process == {"ocdbt.process_0", "ocdbt.process_1"}  # each wrote its own
+        arrays = [n for n, _ in (digests.read(path / "3") or {}).values() if n > 3000]
+        assert sum(arrays) < (64 * 32 + 2 * 32 * 32) * 4  # and what both had, once
+        reader.save(4, got, {})
+    assert ckpt.intact(path) == 4
+
+
 TWO_PROCESSES = """
 import os, signal, sys
 import jax
@@ -138,27 +261,9 @@ os._exit(stopping.ExitCode.STOPPED if done < 20_000 else 1)
 
 @pytest.mark.slow
 def test_two_processes_stop_at_the_same_step_and_restore_in_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(i), port, str(tmp_path / "run")],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        results = [child.communicate(timeout=120) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [75, 75], [r[1][-1500:] for r in results]
-    lines = [[line for line in out.splitlines() if "Gloo" not in line] for out, _ in results]
+    results = start_two(TWO_PROCESSES, str(tmp_path / "run"))
+    assert [code for code, _, _ in results] == [75, 75], [errors[-1500:] for _, _, errors in results]
+    lines = [[line for line in out.splitlines() if "Gloo" not in line] for _, out, _ in results]
     assert lines[0] == lines[1]
     done = int(lines[0][-1])
     target = {"w": jax.ShapeDtypeStruct((3, 2), "float32")}
