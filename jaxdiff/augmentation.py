@@ -8,9 +8,10 @@ with the same wavelet. Whole-pixel shifts are thereby exact.
 Reference: Karras et al. 2022, appendix F.2, arXiv:2206.00364; resampling: Karras et al. 2020, arXiv:2006.06676.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxdiff.typing import Loss, MemoryLoss, Metrics, Params, expand_to, require
+from jaxdiff.typing import Metrics, Params, StagedLoss, expand_to, require
 
 __all__ = ["LABELS", "Transform", "augment", "augmented", "draw_transform", "transform_images", "transform_labels"]
 
@@ -237,15 +238,11 @@ def augment(
     return transform_images(images, transform), transform_labels(transform)
 
 
-@overload
-def augmented(loss: MemoryLoss, probability: float, *, mirror: bool = True) -> MemoryLoss: ...
-@overload
-def augmented(loss: Loss, probability: float, *, mirror: bool = True) -> Loss: ...
-def augmented(loss: Loss | MemoryLoss, probability: float, *, mirror: bool = True) -> Loss | MemoryLoss:
+def augmented(loss: StagedLoss, probability: float, *, mirror: bool = True) -> StagedLoss:
     """Make any loss one of augmented images: ``batch["x"]`` is transformed and ``cond["augment"]`` says how.
 
     Args:
-        loss: of a network that takes "augment"; one with memory gives one with memory.
+        loss: of a network that takes "augment".
         probability: see :func:`augment`.
         mirror: see :func:`augment`. Do not mirror the data a second time.
 
@@ -257,24 +254,13 @@ def augmented(loss: Loss | MemoryLoss, probability: float, *, mirror: bool = Tru
     """
     require(0 <= probability <= 1, f"probability is {probability}: use a number in [0, 1], such as 0.12")
 
-    def told(batch: Mapping[str, Any], key: Array) -> dict[str, Any]:
-        images, labels = augment(batch["x"], key, probability, mirror=mirror)
-        return {**batch, "x": images, "cond": {**(batch.get("cond") or {}), "augment": labels}}
-
-    if isinstance(loss, MemoryLoss):
-        remembering = loss.function
-
-        def function(
-            params: Params, batch: Mapping[str, Any], key: Key[Array, ""], memory: Any
-        ) -> tuple[Array, Metrics, Any]:
-            image_key, loss_key = jax.random.split(key)
-            return remembering(params, told(batch, image_key), loss_key, memory)
-
-        return MemoryLoss(loss.initial, function)
-    plain = loss
-
-    def wrapped(params: Params, batch: Mapping[str, Any], key: Key[Array, ""]) -> tuple[Array, Metrics]:
+    def draw(batch: Mapping[str, Any], key: Key[Array, ""], memory: Any) -> Any:
         image_key, loss_key = jax.random.split(key)
-        return plain(params, told(batch, image_key), loss_key)
+        images, labels = augment(batch["x"], image_key, probability, mirror=mirror)
+        told = {**batch, "x": images, "cond": {**(batch.get("cond") or {}), "augment": labels}}
+        return loss.draw(told, loss_key, memory)
 
-    return wrapped
+    def evaluate(params: Params, rows: Any, key: Key[Array, ""]) -> tuple[Array, Metrics, Any]:
+        return loss.evaluate(params, rows, jax.random.split(key)[1])
+
+    return dataclasses.replace(loss, draw=draw, evaluate=evaluate)

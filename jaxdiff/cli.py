@@ -5,13 +5,16 @@ import logging
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 from types import ModuleType
 
 import jax
 
+from jaxdiff import distributed
 from jaxdiff.compilation import enable_cache
 from jaxdiff.config import Config, RuntimeConfig
+from jaxdiff.stopping import ExitCode
 from jaxdiff.typing import require
 
 __all__ = ["load_recipes", "run_main", "start"]
@@ -26,12 +29,14 @@ def run_main(main: Callable[[], int], exits: dict[type[Exception], int] | None =
     Args:
         main: returns the exit code.
         exits: exit codes of the program's own exceptions; ``ValueError`` and ``OSError`` exit with 2. Other
-            exceptions are bugs and keep their traceback, and so do all when JAXDIFF_DEBUG is set.
+            exceptions are bugs and keep their traceback, and so do all when JAXDIFF_DEBUG is set. With several
+            processes an error does not return but ends this one: an ordinary exit would wait for the others.
 
     Returns:
         The exit code.
     """
-    codes: dict[type[Exception], int] = {**(exits or {}), ValueError: USAGE, OSError: USAGE}
+    lost = {distributed.PeerError: ExitCode.PEER_LOST}
+    codes: dict[type[Exception], int] = {**(exits or {}), **lost, ValueError: USAGE, OSError: USAGE}
     try:
         return main()
     except tuple(codes) as error:
@@ -40,10 +45,15 @@ def run_main(main: Callable[[], int], exits: dict[type[Exception], int] | None =
         code = next(code for kind, code in codes.items() if isinstance(error, kind))
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {text}", file=sys.stderr)
-        return code
+        return distributed.leave(code)
     except KeyboardInterrupt:
         print("interrupted; run the same command to go on", file=sys.stderr)
-        return 130
+        return distributed.leave(130)
+    except Exception:
+        if distributed.place()[1] == 1:
+            raise
+        traceback.print_exc()
+        return distributed.leave(1)
 
 
 def start(config: RuntimeConfig) -> str:
@@ -53,7 +63,7 @@ def start(config: RuntimeConfig) -> str:
         A line that says what runs where.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("jaxdiff").setLevel(logging.INFO)
+    logging.getLogger("jaxdiff").setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
     cache = enable_cache()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     devices = jax.devices()

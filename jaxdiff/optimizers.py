@@ -25,9 +25,8 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
-    accumulate: int = 1,
 ) -> tuple[optax.GradientTransformation, LearningRate]:
-    """Adam, or AdamW when ``weight_decay > 0``, with warm-up, decay, clipping and accumulation.
+    """Adam, or AdamW when ``weight_decay > 0``, with warm-up, decay and clipping.
 
     With n updates done the rate is ``peak_lr * (n + 1) / warmup_steps`` up to ``peak_lr``, so no update is
     wasted on a rate of 0, and then stays, or falls to ``end_lr`` at ``total_steps``; "inverse_sqrt" is
@@ -35,7 +34,7 @@ def make_optimizer(
 
     Args:
         peak_lr: learning rate after the warm-up, > 0.
-        total_steps: updates (not batches) until ``end_lr``; needed for "cosine" and "linear".
+        total_steps: updates until ``end_lr``; needed for "cosine" and "linear".
         warmup_steps: updates until ``peak_lr``, >= 0.
         schedule: "constant", "cosine", "linear" or "inverse_sqrt".
         decay_start: updates after which "inverse_sqrt" begins to fall, >= 1.
@@ -45,7 +44,6 @@ def make_optimizer(
         eps: added to the root of the second moment.
         weight_decay: decoupled decay, multiplied by the rate, of all parameters; 0 is plain Adam.
         clip_norm: largest global norm of a gradient; None does not clip.
-        accumulate: batches whose gradients are averaged before one update, >= 1.
 
     Returns:
         The optimizer, and the schedule ``updates done -> rate`` (see ``num_updates``).
@@ -64,7 +62,6 @@ def make_optimizer(
         ("b2", b2, 0 <= b2 < 1, "in [0, 1)"),
         ("weight_decay", weight_decay, weight_decay >= 0, ">= 0"),
         ("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "> 0, or None for no clipping"),
-        ("accumulate", accumulate, accumulate >= 1, ">= 1"),
     ):
         if not holds:
             raise ValueError(f"{name} must be {rule}; got {value}.")
@@ -77,10 +74,7 @@ def make_optimizer(
         parts.append(optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay))
     else:
         parts.append(optax.adam(rate, b1=b1, b2=b2, eps=eps))
-    tx = optax.chain(*parts)
-    if accumulate > 1:
-        tx = optax.MultiSteps(tx, accumulate).gradient_transformation()
-    return tx, rate
+    return optax.chain(*parts), rate
 
 
 def _learning_rate(peak: float, total: int | None, warmup: int, schedule: str, end: float) -> LearningRate:

@@ -4,6 +4,7 @@ import enum
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -25,13 +26,14 @@ class ExitCode(enum.IntEnum):
     """A checkpoint could not be written."""
     STOPPED = 75
     """Stopped by SIGTERM or SIGINT after saving: run the same command again (EX_TEMPFAIL)."""
+    PEER_LOST = 76
+    """Another process of the run is gone, failed, or did not come: run the same command again on all of them."""
 
 
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag for the loop to look at; a second signal ends the process at once.
 
-    With several processes nothing is installed: jax's own preemption notifier then has the signal, and
-    ``requested`` answers for all processes at the same step.
+    With several processes a signal to one of them stops all after the same step, through ``agree``.
 
     Example::
 
@@ -40,13 +42,23 @@ class StopSignal:
                 ...
     """
 
-    def __init__(self) -> None:
-        """Start with no signal seen."""
+    def __init__(self, agree: Callable[[int, bool], bool] | None = None) -> None:
+        """Start with no signal seen.
+
+        Args:
+            agree: (step, whether this process wants to stop) -> whether all stop now: ``Peers.agree`` of
+                ``distributed.watch``; None asks nobody, for a single process.
+        """
         self.signum: int | None = None
+        self._agree = agree
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+        if self._agree is None and jax.process_count() > 1:
+            raise ValueError(
+                f"StopSignal needs agree= with {jax.process_count()} processes: pass Peers.agree of distributed.watch"
+            )
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -67,13 +79,10 @@ class StopSignal:
         """Say whether the loop must stop and save now.
 
         Args:
-            step: the step just finished; with several processes all of them must ask at every step.
+            step: the step just finished; with several processes all of them must ask after the same steps.
 
         Returns:
-            True from the first signal on.
+            True from the first signal on; with several processes from the step that all agree on.
         """
-        if jax.process_count() == 1:
-            return self.signum is not None
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.reached_preemption_sync_point(step))
+        wanted = self.signum is not None
+        return wanted if self._agree is None else self._agree(step, wanted)

@@ -3,6 +3,7 @@
 All denoisers, guidance and samplers live in the variance-exploding frame ``x = x0 + sigma * eps``.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -17,7 +18,6 @@ __all__ = [
     "Keys",
     "Loss",
     "Mean",
-    "MemoryLoss",
     "Metrics",
     "Network",
     "NoiseSource",
@@ -25,6 +25,7 @@ __all__ = [
     "Params",
     "Sampler",
     "Schedule",
+    "StagedLoss",
     "expand_to",
     "require",
 ]
@@ -171,16 +172,41 @@ class Loss(Protocol):
         ...
 
 
-class MemoryLoss(NamedTuple):
-    """Training objective that remembers something from step to step, such as the losses of every noise level.
+def _no_update(memory: Any, seen: Any) -> Any:
+    del seen
+    return memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagedLoss:
+    """Training objective in stages: what is random is drawn for the whole batch, then rows can be worked on in parts.
+
+    ::
+
+        rows = draw(batch, key, memory);  loss, metrics, seen = evaluate(params, rows, key)
+        memory <- update(memory, seen)
+
+    A loss without memory is also a ``Loss``: call it.
 
     Attributes:
-        initial: what it remembers before the first step, a pytree of arrays.
-        function: ``(params, batch, key, memory) -> (scalar, metrics, memory)``; no gradient flows into the memory.
+        draw: ``(batch, key, memory) -> rows``: a tree of arrays, each with the batch axis first.
+        evaluate: ``(params, rows, key) -> (mean over the rows, metrics, seen)``. Metrics that are no ``Mean`` are means
+            over the rows, ``seen`` is a tree of arrays with the batch axis first; ``key`` is for dropout.
+        initial: what it remembers before the first step, a pytree of arrays; () for a loss without memory.
+        update: ``(memory, seen) -> memory``; no gradient flows into it.
     """
 
-    initial: Any
-    function: Callable[..., tuple[Array, Metrics, Any]]
+    draw: Callable[[Mapping[str, Any], Array, Any], Any]
+    evaluate: Callable[[Params, Any, Array], tuple[Array, Metrics, Any]]
+    initial: Any = ()
+    update: Callable[[Any, Any], Any] = _no_update
+
+    def __call__(
+        self, params: Params, batch: Mapping[str, Any], key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Return the loss and the metrics of one batch, with nothing remembered."""
+        value, metrics, _ = self.evaluate(params, self.draw(batch, key, self.initial), key)
+        return value, metrics
 
 
 def expand_to(value: jax.Array | float, x: jax.Array) -> jax.Array:

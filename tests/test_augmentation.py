@@ -1,5 +1,6 @@
 """Augmentation: exact where it should be, equal to the published one, labels that tell what was done."""
 
+import dataclasses
 import math
 import pathlib
 
@@ -12,7 +13,7 @@ from references import tensors
 
 from jaxdiff import augmentation as A
 from jaxdiff import losses, noise_levels, parameterizations, training
-from jaxdiff.typing import MemoryLoss
+from jaxdiff.typing import StagedLoss
 
 KEY = jax.random.key(2)
 OFFSET = np.dot(np.arange(12), A.SYM6) / A.SYM6.sum() - A.CENTRE
@@ -176,8 +177,7 @@ def test_any_loss_can_be_augmented():
         null_cond={"label": 1},
     )
 
-    def counted(params, batch, key, memory):
-        return *plain(params, batch, key), memory + 1
+    counted = dataclasses.replace(plain, initial=jnp.int32(0), update=lambda memory, seen: memory + 1)
 
     @jax.jit
     def both(params):
@@ -188,8 +188,7 @@ def test_any_loss_can_be_augmented():
 
     found, expected = both(jnp.float32(0.5))
     assert float(found) == pytest.approx(float(expected))
-    loss, tx = A.augmented(MemoryLoss(jnp.int32(0), counted), 0.3), optax.sgd(0.1)
-    assert isinstance(loss, MemoryLoss)
+    loss, tx = A.augmented(counted, 0.3), optax.sgd(0.1)
     state = training.init_state(jnp.float32(0.5), tx, loss=loss, batch=batch)
     state = training.make_train_step(loss, tx, ema_decay=0.0)(state, batch, KEY)
     assert int(state.memory) == 1 and int(state.skipped) == 0
@@ -197,6 +196,6 @@ def test_any_loss_can_be_augmented():
 
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="probability is 12"):
-        A.augmented(lambda *a: a, 12)
+        A.augmented(StagedLoss(draw=print, evaluate=print), 12)
     with pytest.raises(ValueError, match="1 x 8 pixels"):
         augment(jnp.zeros((1, 1, 8, 3)), KEY, 0.1)

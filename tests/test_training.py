@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxdiff import sharding, stopping, training
-from jaxdiff.typing import Mean
+from jaxdiff.typing import Mean, StagedLoss
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEY = jax.random.key(7)
@@ -53,8 +53,8 @@ def make_batch(i, rows=8):
     return {name: rng.normal(size=(rows, n)).astype(np.float32) for name, n in (("x", 3), ("y", 2))}
 
 
-def start(loss_fn=loss, *, accumulate=1, ema_decay=0.99, clip_norm=1.0, lr=0.1):
-    tx, _ = training.make_optimizer(peak_lr=lr, warmup_steps=3, clip_norm=clip_norm, accumulate=accumulate)
+def start(loss_fn=loss, *, ema_decay=0.99, clip_norm=1.0, lr=0.1):
+    tx, _ = training.make_optimizer(peak_lr=lr, warmup_steps=3, clip_norm=clip_norm)
     state = training.init_state(start_params(), tx, loss=loss_fn, batch=make_batch(0))
     return state, training.make_train_step(loss_fn, tx, ema_decay=ema_decay)
 
@@ -150,39 +150,83 @@ def test_an_update_that_overflows_is_skipped_though_its_gradient_is_finite():
     assert_same(before.params, state.params)
 
 
-def test_accumulation_equals_one_step_on_the_whole_batch():
-    big = make_batch(0, rows=32)
-    parts = [{k: v[i : i + 8] for k, v in big.items()} for i in range(0, 32, 8)]
-    whole, whole_step = start(plain_loss)
-    state, step = start(plain_loss, accumulate=4)
-    initial = host(state)
-    whole = whole_step(whole, big, KEY)
-    for i, part in enumerate(parts):
-        assert_same(initial.ema_params, state.ema_params)
-        assert int(training.num_updates(state)) == 0 and int(state.step) == i
-        state = step(state, part, KEY)
-    assert int(training.num_updates(state)) == 1 and int(state.step) == 4
-    for name in whole.params:
-        np.testing.assert_allclose(state.params[name], whole.params[name], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(state.ema_params[name], whole.ema_params[name], rtol=1e-5, atol=1e-6)
-    assert training.read_tally(state)["loss"] == pytest.approx(training.read_tally(whole)["loss"], rel=1e-5)
-    # From here on the average differs from the parameters, and waits for the next update all the same.
-    average = host(state.ema_params)
-    assert not np.array_equal(average["a"], state.params["a"])
-    assert_same(average, step(state, parts[0], KEY).ema_params)
+def drawn(batch, key, memory):
+    return {**batch, "x": batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)}
 
 
-def test_a_skipped_batch_is_not_accumulated():
-    bad = make_batch(9)
-    bad["y"][0, 0] = np.inf
-    state, step = start(plain_loss, accumulate=2)
-    for batch in (make_batch(0), bad, make_batch(1)):
-        state = step(state, batch, KEY)
-    clean, _ = start(plain_loss, accumulate=2)
-    for batch in (make_batch(0), make_batch(1)):
-        clean = step(clean, batch, KEY)
-    assert_same(clean.params, state.params)
-    assert int(state.skipped) == 1 and int(training.num_updates(state)) == 1
+def staged_value(params, rows, key):
+    value, _ = plain_loss(params, rows, key)
+    high = rows["y"][:, 0] > 0
+    metrics = {"twice": 2 * value, "high": Mean(jnp.sum(jnp.where(high, rows["y"][:, 0], 0)), jnp.sum(high))}
+    return value, metrics, {"error": jnp.square(rows["y"]).sum(-1)}
+
+
+STAGED = StagedLoss(
+    draw=drawn, evaluate=staged_value, initial=jnp.zeros((16,)), update=lambda memory, seen: memory + seen["error"]
+)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_micro_batches_equal_the_whole_batch(devices):
+    mesh = sharding.make_mesh(devices)
+
+    def run(parts):
+        tx, _ = training.make_optimizer(peak_lr=0.1, warmup_steps=3, clip_norm=1.0)
+        state = training.init_state(start_params(), tx, loss=STAGED, batch=make_batch(0, rows=16))
+        where = sharding.state_sharding(state, mesh)
+        step = training.make_train_step(STAGED, tx, ema_decay=0.9, micro_batches=parts, state_sharding=where)
+        state = sharding.place(state, where)
+        for i in range(3):
+            state = step(state, sharding.shard_batch(make_batch(i, rows=16), mesh), KEY)
+        assert step._cache_size() == 1
+        return state
+
+    whole, parts = run(1), run(4)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(whole.memory, parts.memory)  # what was seen, in the order of the batch
+    assert training.read_tally(parts) == pytest.approx(training.read_tally(whole), rel=1e-5)
+
+
+def test_a_part_with_nan_skips_the_whole_update():
+    tx, _ = training.make_optimizer(peak_lr=0.1)
+    state = training.init_state(start_params(), tx, loss=STAGED, batch=make_batch(0, rows=16))
+    step = training.make_train_step(STAGED, tx, ema_decay=0.9, micro_batches=4)
+    before, bad = host(state), make_batch(9, rows=16)
+    bad["y"][5, 0] = np.inf
+    state = step(state, bad, KEY)
+    assert_same(before.params, state.params)
+    assert int(state.skipped) == 1 and int(training.num_updates(state)) == 0
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_several_steps_in_one_call_equal_single_ones(fetched):
+    batches = [make_batch(i) for i in range(4)]
+    stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    single, step = start()
+    for batch in batches:
+        single = step(single, batch, KEY)
+    tx, _ = training.make_optimizer(peak_lr=0.1, warmup_steps=3, clip_norm=1.0)
+    several = training.init_state(start_params(), tx, loss=loss, batch=batches[0])
+
+    def fetch(store, item):
+        return {name: values[item] for name, values in store.items()}
+
+    both = training.make_train_step(loss, tx, ema_decay=0.99, steps_per_call=2, fetch=fetch if fetched else None)
+    for i in (0, 2):
+        part = {name: values[i : i + 2] for name, values in stacked.items()}
+        several = both(several, (stacked, np.arange(i, i + 2)) if fetched else part, KEY)
+    assert int(several.step) == 4
+    for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(several), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_counts_and_losses_that_cannot_be_parted_are_refused():
+    tx, _ = training.make_optimizer(peak_lr=0.1)
+    with pytest.raises(ValueError, match="micro_batches = 2 needs a StagedLoss"):
+        training.make_train_step(loss, tx, ema_decay=0.9, micro_batches=2)
+    with pytest.raises(ValueError, match="at least 1; got 1 and 0"):
+        training.make_train_step(loss, tx, ema_decay=0.9, steps_per_call=0)
 
 
 def test_eight_devices_equal_one():
@@ -272,7 +316,6 @@ def test_weight_decay_is_decoupled_and_clipping_bounds_the_gradient():
         ("warmup_steps", -1),
         ("b1", 1.0),
         ("clip_norm", 0.0),
-        ("accumulate", 0),
         ("weight_decay", -1.0),
     ],
 )

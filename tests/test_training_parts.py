@@ -7,7 +7,7 @@ import pytest
 
 from jaxdiff import build, ema, training
 from jaxdiff import config as C
-from jaxdiff.typing import MemoryLoss
+from jaxdiff.typing import StagedLoss
 
 KEY = jax.random.key(0)
 PARAMS = {"w": jnp.array([3.0, 4.0])}
@@ -19,13 +19,22 @@ def plain(params, batch, key):
     return jnp.square(batch["x"] @ params["w"] - 1.0).mean(), {}
 
 
-def remembering(params, batch, key, memory):
+def seeing(params, rows, key):
+    value, metrics = plain(params, rows, key)
+    return value, metrics, jnp.square(rows["x"] @ params["w"] - 1.0)
+
+
+def remember(memory, seen):
     """Counts its calls, and keeps the last loss."""
-    value, metrics = plain(params, batch, key)
-    return value, metrics, {"calls": memory["calls"] + 1, "last": jax.lax.stop_gradient(value)}
+    return {"calls": memory["calls"] + 1, "last": jnp.mean(seen)}
 
 
-LOSS = MemoryLoss({"calls": jnp.int32(0), "last": jnp.float32(-1)}, remembering)
+LOSS = StagedLoss(
+    draw=lambda batch, key, memory: batch,
+    evaluate=seeing,
+    initial={"calls": jnp.int32(0), "last": jnp.float32(-1)},
+    update=remember,
+)
 
 
 def test_a_loss_remembers_and_a_bad_step_leaves_no_trace():
@@ -61,7 +70,7 @@ def test_the_projection_holds_after_every_update_and_in_the_average():
     def unit(params):
         return jax.tree.map(lambda w: w / jnp.linalg.norm(w), params)
 
-    tx, _ = training.make_optimizer(peak_lr=0.1, accumulate=2)
+    tx, _ = training.make_optimizer(peak_lr=0.1)
     state = training.init_state(unit(PARAMS), tx, loss=plain, batch=BATCH)
     step = training.make_train_step(plain, tx, ema_decay=ema.constant(0.0), project=unit)
     for _ in range(4):
@@ -90,8 +99,8 @@ def test_averages_of_a_configuration():
     first, others = averages(ema_stds=(0.05, 0.1))
     assert list(others) == ["std_0.1"]
     assert float(first(n)) == float(ema.power(0.05)(n)) and float(others["std_0.1"](n)) == float(ema.power(0.1)(n))
-    half, none = averages(ema_half_life=1000.0, accumulate=2)
-    assert not none and float(half(n)) == pytest.approx(1 - 0.5 ** (200 / min(1000, 0.05 * 200 * 50)), rel=1e-5)
+    half, none = averages(ema_half_life=1000.0)
+    assert not none and float(half(n)) == pytest.approx(1 - 0.5 ** (100 / min(1000, 0.05 * 100 * 50)), rel=1e-5)
     with pytest.raises(ValueError, match="ema_half_life is 5.0: .* or ema_stds alone"):
         C.OptimConfig(ema_half_life=5.0, ema_stds=(0.05,))
     with pytest.raises(ValueError, match=r"different widths in \(0, 0.28\]"):

@@ -14,12 +14,12 @@ from jaxdiff.build.model import Model, init_params, model, projection
 from jaxdiff.build.parts import noise_levels, steps_of, weighting
 from jaxdiff.data import DataSpec
 from jaxdiff.training import init_state, make_optimizer, make_train_step
-from jaxdiff.typing import Loss, MemoryLoss
+from jaxdiff.typing import StagedLoss
 
 __all__ = ["averages", "loss", "optimizer", "unrolled_step"]
 
 
-def loss(config: C.Config, built: Model) -> Loss | MemoryLoss:
+def loss(config: C.Config, built: Model) -> StagedLoss:
     """Build the training loss.
 
     Raises:
@@ -53,7 +53,7 @@ def loss(config: C.Config, built: Model) -> Loss | MemoryLoss:
 def optimizer(config: C.Config) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
     """Build the optimizer and its learning-rate schedule (a function of the number of updates)."""
     section = config.optim
-    updates = max(config.train.steps // section.accumulate, 1)
+    updates = config.train.steps
     return make_optimizer(
         peak_lr=section.lr,
         total_steps=updates if section.decay != "constant" else None,
@@ -64,18 +64,18 @@ def optimizer(config: C.Config) -> tuple[optax.GradientTransformation, Callable[
         b2=section.b2,
         weight_decay=section.weight_decay,
         clip_norm=section.clip,
-        accumulate=section.accumulate,
     )
 
 
 def unrolled_step(config: C.Config, spec: DataSpec, batch: Any, key: Any) -> tuple[Any, ...]:
-    """The train step without a loop over the depth, and abstract arguments for it: what its operations are counted on.
+    """The train step without loops and recomputation, and abstract arguments: what its operations are counted on.
 
     Returns:
         (jitted step, state, batch, key).
     """
-    if hasattr(config.network, "scan"):
-        config = dataclasses.replace(config, network=dataclasses.replace(config.network, scan=False))  # pyright: ignore[reportCallIssue]
+    plain = {name: False for name in ("scan", "remat") if hasattr(config.network, name)}
+    runtime = dataclasses.replace(config.runtime, remat_policy="full")
+    config = dataclasses.replace(config, network=dataclasses.replace(config.network, **plain), runtime=runtime)
     built = model(config, spec)
     objective, (tx, _) = loss(config, built), optimizer(config)
     average, tracks = averages(config)
@@ -93,5 +93,5 @@ def averages(config: C.Config) -> tuple[ema.Profile, dict[str, ema.Profile]]:
         first, *others = section.ema_stds
         return ema.power(first), {f"std_{std:g}": ema.power(std) for std in others}
     if section.ema_half_life is not None:
-        return ema.half_life(section.ema_half_life, batch=config.train.batch_size * section.accumulate), {}
+        return ema.half_life(section.ema_half_life, batch=config.train.batch_size), {}
     return ema.warmup(section.ema), {}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdiff.config.sections import Config
+from jaxdiff.config.sections import Config, TrainConfig
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
     settings = dacite.Config(strict=True, cast=[tuple])
     try:
-        return dacite.from_dict(Config, values, settings)
+        return dacite.from_dict(Config, _of_today(values), settings)
     except dacite.UnexpectedDataError as error:
         known = _field_names(Config)
         hints = [
@@ -39,6 +39,22 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise ValueError(f"unknown configuration key {', '.join(hints)}") from error
     except dacite.DaciteError as error:
         raise ValueError(f"configuration cannot be read: {error}") from error
+
+
+def _of_today(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Bring a configuration of an earlier version to the fields of this one.
+
+    ``optim.accumulate`` = k averaged k batches of the loader for one update: one batch of k times the size in k parts.
+    """
+    optim = dict(values.get("optim", {}))
+    parts = optim.pop("accumulate", 1)
+    if "optim" not in values or parts == 1:
+        return {**values, "optim": optim} if "optim" in values else values
+    train, runtime = dict(values.get("train", {})), dict(values.get("runtime", {}))
+    default = TrainConfig()
+    train["batch_size"] = parts * train.get("batch_size", default.batch_size)
+    train["steps"] = max(train.get("steps", default.steps) // parts, 1)
+    return {**values, "optim": optim, "train": train, "runtime": {**runtime, "micro_batches": parts}}
 
 
 def from_json(text: str) -> Config:

@@ -205,8 +205,6 @@ class OptimConfig:
     weight_decay: float = 0.0
     clip: float | None = 1.0
     """Largest global gradient norm; None never clips."""
-    accumulate: int = 1
-    """Batches whose gradients are averaged for one update."""
     ema: float = 0.999
     """Decay of the averaged weights after a warm-up min(ema, (1 + n) / (10 + n))."""
     ema_half_life: float | None = None
@@ -216,7 +214,7 @@ class OptimConfig:
     first is what samples are drawn with, all are kept for reconstructing other widths afterwards."""
 
     def __post_init__(self) -> None:
-        _positive("optim", lr=self.lr, accumulate=self.accumulate)
+        _positive("optim", lr=self.lr)
         require(0 <= self.ema < 1, f"optim.ema is {self.ema}: use a decay in [0, 1)")
         require(
             self.ema_half_life is None or (self.ema_half_life > 0 and not self.ema_stds),

@@ -1,5 +1,6 @@
 """Sources of examples, the map to model space, and batches in an order that can be resumed anywhere."""
 
+from jaxdiff.data.ahead import Store, ahead, device_store, fetcher, grouped, store_bytes
 from jaxdiff.data.files import FileSource
 from jaxdiff.data.images import folder
 from jaxdiff.data.inputs import INPUTS, check_inputs, input_keys, null_inputs
@@ -24,18 +25,23 @@ __all__ = [
     "Loader",
     "Normalizer",
     "Source",
+    "Store",
     "TfdsSource",
+    "ahead",
     "arrays",
     "audio",
     "check_batch",
     "check_inputs",
     "csv",
+    "device_store",
     "digits",
     "drain",
+    "fetcher",
     "fingerprint_of",
     "flips",
     "folder",
     "gaussian_vectors",
+    "grouped",
     "image_normalizer",
     "indices",
     "input_keys",
@@ -45,6 +51,7 @@ __all__ = [
     "npz",
     "null_inputs",
     "stand_in",
+    "store_bytes",
     "tfds_source",
     "to_uint8",
     "toy2d",

@@ -257,6 +257,19 @@ class Loader:
             if not isinstance(raws, map):
                 raws.close()
 
+    def item(self, step: int) -> Batch:
+        """Return which examples make this process's rows of one batch, for data that stay on the devices.
+
+        Args:
+            step: number of the batch, from 0.
+
+        Returns:
+            {"index": int32 (B / process_count,)} and, when mirroring, {"flip": bool (B / process_count,)}.
+        """
+        chosen = indices(self.seed, step, self.batch_size, len(self.source))[self._rows()]
+        item: Batch = {"index": chosen.astype(np.int32)}
+        return item | ({"flip": flips(self.seed, step, self.batch_size)[self._rows()]} if self.flip else {})
+
     def _rows(self) -> slice:
         rows = self.batch_size // self.process_count
         return slice(self.process_index * rows, (self.process_index + 1) * rows)

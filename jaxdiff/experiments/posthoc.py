@@ -163,11 +163,6 @@ def _open(run: TrainedRun, folder: Path) -> _Snapshots:
         f"{folder} keeps {len(optim.ema_stds)} power-function averages and two are needed: train with "
         "--optim.ema-stds 0.05 0.1 --train.keep-every N",
     )
-    require(
-        optim.accumulate == 1,
-        f"{folder} was trained with optim.accumulate {optim.accumulate}: checkpoints are counted in steps and averages "
-        "in updates, which are the same only with 1",
-    )
     steps = tuple(step for step in checkpoints.valid_steps(directory) if step <= run.step)
     require(
         len(steps) > 1,

@@ -3,23 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxdiff.denoisers import precondition
-from jaxdiff.losses.shared import MAX_SIGMA, check_dropout, drop_at_random, mean_square, noise_metrics
+from jaxdiff.losses.shared import NoisyRows, check_dropout, draw_rows, mean_square, network_key, noise_metrics
 from jaxdiff.losses.weighting import Simple, Weighting
 from jaxdiff.noise_levels import NoiseLevels
-from jaxdiff.typing import Loss, Metrics, Network, Parameterization, Params, expand_to, require
+from jaxdiff.typing import Metrics, Network, Parameterization, Params, StagedLoss, require
 
 __all__ = ["denoising_loss"]
-
-
-def _draw_eps(key: Array, x0: Array, noise: str) -> Array:
-    if noise == "uniform":
-        return jax.random.uniform(key, x0.shape, x0.dtype, -1, 1)
-    return jax.random.normal(key, x0.shape, x0.dtype)
 
 
 def denoising_loss(
@@ -31,7 +24,7 @@ def denoising_loss(
     noise: str = "normal",
     cond_dropout: float = 0.0,
     null_cond: Mapping[str, Any] | None = None,
-) -> Loss:
+) -> StagedLoss:
     """Build ``loss(params, batch, key) -> (scalar, metrics)``.
 
     ``loss = mean_i w(sigma_i) mean_j (D(x0_i + sigma_i eps_i; sigma_i, cond_i) - x0_i)_j^2`` with
@@ -57,15 +50,14 @@ def denoising_loss(
     check_dropout(cond_dropout, null_cond)
     weight_of = Simple(parameterization) if weighting is None else weighting
 
-    def loss(params: Params, batch: Mapping[str, Any], key: Key[Array, ""]) -> tuple[Array, Metrics]:
-        x0, cond = batch["x"], batch.get("cond")
-        sigma_key, eps_key, drop_key, network_key = jax.random.split(key, 4)
-        sigma = jnp.minimum(noise_levels(sigma_key, x0.shape[0]).astype(x0.dtype), MAX_SIGMA)
-        x = x0 + expand_to(sigma, x0) * _draw_eps(eps_key, x0, noise)
-        cond = drop_at_random(drop_key, cond, cond_dropout, null_cond, x0.shape[0])
-        estimate = precondition(network, params, parameterization, x, sigma, cond, network_key)
-        error = mean_square(estimate - x0)
-        weighted = weight_of(sigma) * error
-        return jnp.mean(weighted), noise_metrics(sigma, error, weighted)
+    def draw(batch: Mapping[str, Any], key: Key[Array, ""], memory: Any) -> NoisyRows:
+        del memory
+        return draw_rows(batch, key, noise_levels, noise=noise, cond_dropout=cond_dropout, null_cond=null_cond)
 
-    return loss
+    def evaluate(params: Params, rows: NoisyRows, key: Key[Array, ""]) -> tuple[Array, Metrics, Any]:
+        estimate = precondition(network, params, parameterization, rows.x, rows.sigma, rows.cond, network_key(key))
+        error = mean_square(estimate - rows.x0)
+        weighted = weight_of(rows.sigma) * error
+        return jnp.mean(weighted), noise_metrics(rows.sigma, error, weighted), ()
+
+    return StagedLoss(draw=draw, evaluate=evaluate)

@@ -1,15 +1,27 @@
 """What all losses share: dropped conditions, the error of an example, metrics by noise level."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxdiff.noise_levels import NoiseLevels
 from jaxdiff.typing import Cond, Mean, Metrics, expand_to, require
 
-__all__ = ["BIN_EDGES", "MAX_SIGMA", "check_dropout", "drop_at_random", "drop_cond", "mean_square", "noise_metrics"]
+__all__ = [
+    "BIN_EDGES",
+    "MAX_SIGMA",
+    "NoisyRows",
+    "check_dropout",
+    "draw_rows",
+    "drop_at_random",
+    "drop_cond",
+    "mean_square",
+    "network_key",
+    "noise_metrics",
+]
 
 BIN_EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Noise levels that separate the eight bins of the logged ``loss_bin``."""
@@ -19,6 +31,41 @@ MAX_SIGMA = 1e5
 
 KEPT = ("augment",)
 """Inputs that are never dropped: they say what was done to the image, and without them it would leak into samples."""
+
+
+class NoisyRows(NamedTuple):
+    """A batch with its noise: data, data plus noise, noise level and conditioning of every row."""
+
+    x0: Float[Array, "batch ..."]
+    x: Float[Array, "batch ..."]
+    sigma: Float[Array, " batch"]
+    cond: Cond
+
+
+def draw_rows(
+    batch: Mapping[str, Any],
+    key: Key[Array, ""],
+    noise_levels: NoiseLevels,
+    *,
+    noise: str = "normal",
+    cond_dropout: float = 0.0,
+    null_cond: Mapping[str, Any] | None = None,
+) -> NoisyRows:
+    """Draw all that is random about a batch, dropout inside the network excepted."""
+    x0, cond = batch["x"], batch.get("cond")
+    sigma_key, eps_key, drop_key, _ = jax.random.split(key, 4)
+    sigma = jnp.minimum(noise_levels(sigma_key, x0.shape[0]).astype(x0.dtype), MAX_SIGMA)
+    if noise == "uniform":
+        eps = jax.random.uniform(eps_key, x0.shape, x0.dtype, -1, 1)
+    else:
+        eps = jax.random.normal(eps_key, x0.shape, x0.dtype)
+    cond = drop_at_random(drop_key, cond, cond_dropout, null_cond, x0.shape[0])
+    return NoisyRows(x0, x0 + expand_to(sigma, x0) * eps, sigma, cond)
+
+
+def network_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """The part of a step's key that is for dropout inside the network; the rest is for ``draw``."""
+    return jax.random.split(key, 4)[3]
 
 
 def drop_cond(cond: Cond, null_cond: Mapping[str, Any], drop: Array) -> Cond:

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.denoisers import precondition
-from jaxdiff.losses.shared import MAX_SIGMA, check_dropout, drop_at_random, mean_square, noise_metrics
+from jaxdiff.losses.shared import NoisyRows, check_dropout, draw_rows, mean_square, network_key, noise_metrics
 from jaxdiff.losses.weighting import Simple, Weighting
 from jaxdiff.noise_levels import NoiseLevels
-from jaxdiff.typing import Loss, Metrics, Network, Parameterization, Params, expand_to
+from jaxdiff.typing import Metrics, Network, Parameterization, Params, StagedLoss
 
 __all__ = ["uncertainty_loss"]
 
@@ -25,7 +24,7 @@ def uncertainty_loss(
     weighting: Weighting | None = None,
     cond_dropout: float = 0.0,
     null_cond: Mapping[str, Any] | None = None,
-) -> Loss:
+) -> StagedLoss:
     """Build the denoising loss whose scale at every noise level is learned along with it.
 
     ``loss = mean_i [w(sigma_i) e_i / exp(u_i) + u_i]``, ``e_i = mean_j (D(x0_i + sigma_i eps_i; sigma_i) - x0_i)_j^2``
@@ -54,17 +53,17 @@ def uncertainty_loss(
     check_dropout(cond_dropout, null_cond)
     weight_of = Simple(parameterization) if weighting is None else weighting
 
-    def loss(params: Params, batch: Mapping[str, Any], key: Key[Array, ""]) -> tuple[Array, Metrics]:
-        x0, cond = batch["x"], batch.get("cond")
-        sigma_key, eps_key, drop_key, network_key = jax.random.split(key, 4)
-        sigma = jnp.minimum(noise_levels(sigma_key, x0.shape[0]).astype(x0.dtype), MAX_SIGMA)
-        x = x0 + expand_to(sigma, x0) * jax.random.normal(eps_key, x0.shape, x0.dtype)
-        cond = drop_at_random(drop_key, cond, cond_dropout, null_cond, x0.shape[0])
-        estimate = precondition(network, params["network"], parameterization, x, sigma, cond, network_key)
+    def draw(batch: Mapping[str, Any], key: Key[Array, ""], memory: Any) -> NoisyRows:
+        del memory
+        return draw_rows(batch, key, noise_levels, cond_dropout=cond_dropout, null_cond=null_cond)
+
+    def evaluate(params: Params, rows: NoisyRows, key: Key[Array, ""]) -> tuple[Array, Metrics, Any]:
+        x0, x, sigma, cond = rows
+        estimate = precondition(network, params["network"], parameterization, x, sigma, cond, network_key(key))
         error = mean_square(estimate - x0)
         weighted = weight_of(sigma) * error
         u = uncertainty(params["uncertainty"], parameterization(sigma).noise)
         metrics = {**noise_metrics(sigma, error, weighted), "uncertainty": jnp.mean(u)}
-        return jnp.mean(weighted * jnp.exp(-u) + u), metrics
+        return jnp.mean(weighted * jnp.exp(-u) + u), metrics, ()
 
-    return loss
+    return StagedLoss(draw=draw, evaluate=evaluate)

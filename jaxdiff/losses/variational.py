@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int, Key
 from jaxdiff.denoisers import precondition_learned_range
 from jaxdiff.likelihood.discrete import bound_tables, vb_term
 from jaxdiff.losses.resampling import LossHistory, LossSecondMoment
-from jaxdiff.losses.shared import check_dropout, drop_at_random, mean_square, noise_metrics
+from jaxdiff.losses.shared import check_dropout, drop_at_random, mean_square, network_key, noise_metrics
 from jaxdiff.losses.weighting import Simple
 from jaxdiff.schedules.discrete import DiscreteSchedule
-from jaxdiff.typing import Loss, MemoryLoss, Metrics, Network, Parameterization, Params, expand_to, require
+from jaxdiff.typing import Cond, Metrics, Network, Parameterization, Params, StagedLoss, expand_to, require
 
 __all__ = ["variational_loss"]
 
@@ -24,13 +24,15 @@ KINDS = ("hybrid", "vlb")
 Batch = Mapping[str, Any]
 
 
-class _Rows(NamedTuple):
-    """One number per example: noise level, error of x0, ``T`` times the term of the bound in bits, loss."""
+class _Drawn(NamedTuple):
+    """A batch with its noise: data, data plus noise, step, noise level, importance and conditioning of every row."""
 
+    x0: Float[Array, "batch ..."]
+    x: Float[Array, "batch ..."]
+    step: Int[Array, " batch"]
     sigma: Float[Array, " batch"]
-    error: Float[Array, " batch"]
-    bound: Float[Array, " batch"]
-    loss: Float[Array, " batch"]
+    importance: Float[Array, " batch"] | None
+    cond: Cond
 
 
 def variational_loss(
@@ -44,7 +46,7 @@ def variational_loss(
     cdf: str = "exact",
     cond_dropout: float = 0.0,
     null_cond: Mapping[str, Any] | None = None,
-) -> Loss | MemoryLoss:
+) -> StagedLoss:
     """Build improved DDPM's loss for a network that learns the variances of its steps.
 
     ::
@@ -64,7 +66,7 @@ def variational_loss(
         parameterization: what its first half predicts.
         schedule: of T steps, T >= 2, ending above a signal-to-noise ratio of 0.
         kind: "hybrid" or "vlb".
-        resampling: None draws the steps uniformly; a law draws them by their past losses and makes a loss with memory.
+        resampling: None draws the steps uniformly; a law draws them by their past losses, which it remembers.
             The paper needs it for "vlb", whose terms differ by orders of magnitude.
         levels: number of values that the data in [-1, 1] take.
         cdf: of the decoder at step 1: "exact", or "tanh" as in the published code.
@@ -72,8 +74,8 @@ def variational_loss(
         null_cond: null values by name; needed when ``cond_dropout`` is positive.
 
     Returns:
-        The loss, or one with memory. Metrics are "mse", the unweighted error of x0, "loss_bin", the loss by noise
-        level, and "bound", an estimate of the bound without its prior in bits per dimension.
+        The loss. Metrics are "mse", the unweighted error of x0, "loss_bin", the loss by noise level, and "bound", an
+        estimate of the bound without its prior in bits per dimension.
 
     Raises:
         ValueError: for an unknown kind, a schedule without a finite bound, a probability out of range, or dropout
@@ -85,37 +87,35 @@ def variational_loss(
     check_dropout(cond_dropout, null_cond)
     tables, steps, weight_of = bound_tables(schedule), schedule.num_steps, Simple(parameterization)
 
-    def rows(params: Params, batch: Batch, step: Int[Array, " batch"], keys: Key[Array, " 3"]) -> _Rows:
+    def draw(batch: Batch, key: Key[Array, ""], memory: Any) -> _Drawn:
         x0, cond = batch["x"], batch.get("cond")
+        keys, rows = jax.random.split(key, 4), x0.shape[0]
+        if resampling is None:
+            step, importance = jax.random.randint(keys[0], (rows,), 1, steps + 1), None
+        else:
+            step, importance = resampling.draw(keys[0], memory, rows)
         sigma = jnp.asarray(tables.sigma, x0.dtype)[step - 1]
-        x = x0 + expand_to(sigma, x0) * jax.random.normal(keys[0], x0.shape, x0.dtype)
-        cond = drop_at_random(keys[1], cond, cond_dropout, null_cond, x0.shape[0])
-        estimate, f = precondition_learned_range(network, params, parameterization, x, sigma, cond, keys[2])
+        x = x0 + expand_to(sigma, x0) * jax.random.normal(keys[1], x0.shape, x0.dtype)
+        cond = drop_at_random(keys[2], cond, cond_dropout, null_cond, rows)
+        return _Drawn(x0, x, step, sigma, importance, cond)
+
+    def evaluate(params: Params, rows: _Drawn, key: Key[Array, ""]) -> tuple[Array, Metrics, Any]:
+        x0, x, step, sigma, importance, cond = rows
+        estimate, f = precondition_learned_range(network, params, parameterization, x, sigma, cond, network_key(key))
         mean = stop_gradient(estimate) if kind == "hybrid" else estimate
         nats = vb_term(x0, mean, step, tables, variance=f, levels=levels, cdf=cdf)
         bound = nats * (steps / (math.log(2) * math.prod(x0.shape[1:])))
         error = mean_square(estimate - x0)
-        return _Rows(sigma, error, bound, bound if kind == "vlb" else weight_of(sigma) * error + bound / 1000)
-
-    def uniform(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Metrics]:
-        keys = jax.random.split(key, 4)
-        step = jax.random.randint(keys[0], batch["x"].shape[:1], 1, steps + 1)
-        found = rows(params, batch, step, keys[1:])
-        metrics = noise_metrics(found.sigma, found.error, found.loss)
-        return jnp.mean(found.loss), {**metrics, "bound": jnp.mean(found.bound)}
+        loss = bound if kind == "vlb" else weight_of(sigma) * error + bound / 1000
+        weight = jnp.ones_like(loss) if importance is None else importance
+        metrics = noise_metrics(sigma, error, loss, importance)
+        return jnp.mean(weight * loss), {**metrics, "bound": jnp.mean(weight * bound)}, (step, loss)
 
     if resampling is None:
-        return uniform
+        return StagedLoss(draw=draw, evaluate=evaluate)
     law = resampling
 
-    def resampled(
-        params: Params, batch: Batch, key: Key[Array, ""], memory: LossHistory
-    ) -> tuple[Array, Metrics, LossHistory]:
-        keys = jax.random.split(key, 4)
-        step, importance = law.draw(keys[0], memory, batch["x"].shape[0])
-        found = rows(params, batch, step, keys[1:])
-        metrics = noise_metrics(found.sigma, found.error, found.loss, importance)
-        metrics = {**metrics, "bound": jnp.mean(importance * found.bound)}
-        return jnp.mean(importance * found.loss), metrics, law.update(memory, step, found.loss)
+    def update(memory: LossHistory, seen: tuple[Array, Array]) -> LossHistory:
+        return law.update(memory, *seen)
 
-    return MemoryLoss(law.init(steps), resampled)
+    return StagedLoss(draw=draw, evaluate=evaluate, initial=law.init(steps), update=update)
