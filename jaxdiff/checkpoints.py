@@ -37,6 +37,7 @@ from jaxdiff.checkpoint_files import (
     valid_steps,
 )
 from jaxdiff.checkpoint_reading import DamagedError, intact, read_one, restore_params
+from jaxdiff.peers import barrier
 
 __all__ = [
     "FORMAT_VERSION",
@@ -121,7 +122,7 @@ class Checkpoints:
         for step, problem in scan(self.directory).items():
             if problem:
                 self._set_aside(step, problem)
-        _barrier("jaxdiff-checkpoints-open")
+        barrier("jaxdiff-checkpoints-open", timeout)
         for step in valid_steps(self.directory):
             self._retention.metrics[step] = load_meta(self.directory, step).get("metrics") or {}
         self._opened: Any = None
@@ -286,7 +287,7 @@ class Checkpoints:
                 if step is not None:
                     raise
                 self._set_aside(candidate, error.problem)
-                _barrier("jaxdiff-checkpoints-aside")
+                barrier("jaxdiff-checkpoints-aside", self._timeout)
                 if self._opened is not None:
                     self._opened.reload()
             else:
@@ -306,10 +307,3 @@ class Checkpoints:
             if self._opened is not None:
                 self._opened.close()
                 self._opened = None
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
