@@ -299,7 +299,7 @@ def noisy_loss(params, batch, key):
     return error.mean(), {"half": Mean(error.reshape(2, -1).sum(1), jnp.full((2,), 4.0))}
 
 
-TX, _ = training.make_optimizer(peak_lr=0.05, warmup_steps=3, schedule="cosine", total_steps=10, accumulate=2)
+TX, _ = training.make_optimizer(peak_lr=0.05, warmup_steps=3, schedule="cosine", total_steps=20)
 STEP = training.make_train_step(noisy_loss, TX, ema_decay=0.99)
 DATA = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32)
 
@@ -326,7 +326,7 @@ def train(state, until, lines):
     return state
 
 
-@pytest.mark.parametrize("stop", [1, 5, 10])  # mid-accumulation and first step; mid-accumulation and epoch; epoch
+@pytest.mark.parametrize("stop", [1, 5, 8])  # the first step; an epoch; between epochs, after a skipped step
 def test_resume_is_bitwise(tmp_path, stop):
     whole_lines, lines = {}, {}
     whole = train(first_state(), 20, whole_lines)
@@ -334,8 +334,6 @@ def test_resume_is_bitwise(tmp_path, stop):
         writer.save(stop, train(first_state(), stop, lines), {})
     with ckpt.Checkpoints(tmp_path) as reader:
         state, _ = reader.restore(jax.eval_shape(first_state))
-    if stop % 2:
-        assert int(state.opt_state.mini_step) == 1
     state = train(state, 20, lines)
     assert_same(state, whole)
     assert lines == whole_lines and len(lines) == 5 and whole_lines[8]["skipped"] == 1

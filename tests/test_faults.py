@@ -197,8 +197,7 @@ def test_restores_on_other_meshes_and_goes_on_bitwise_on_the_same(tmp_path, spli
             writer.wait()
         back, _ = writer.restore(abstract_on(where[0]))
         assert_same(train(back, 3, where[0]), whole)
-    size = digests.total_bytes(tmp_path / "5")
-    assert size < 2 * 2 * 16 * 24 * 4 + 6000  # replicas are written once
+    assert digests.total_bytes(tmp_path / "5") < 20_000  # 8 replicas would take 22 kB more than one
 
 
 def test_a_failed_save_deletes_nothing_and_the_best_stays(tmp_path, monkeypatch):
@@ -252,9 +251,11 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_write_ends_with_one_line(tmp_pa
     wide = ("--network.hidden=128", "--train.steps=20", "--train.save-every=10", "--train.log-every=5")
     full = run("train.py", *TINY, *wide, "--run-dir", tmp_path / "full", file_limit=100_000)
     assert full.returncode == 5, full.stderr
-    assert "Traceback" not in full.stderr and "Exception" not in full.stderr, full.stderr
-    assert [line for line in full.stderr.splitlines() if "File too large" in line] == [full.stderr.splitlines()[-1]]
-    assert full.stderr.splitlines()[-1].startswith("error: Saving step 10 to ")
+    # the limit also hits the compilation cache, which only warns
+    lines = [line for line in full.stderr.splitlines() if "compilation cache entry" not in line]
+    assert "Traceback" not in full.stderr and "absl" not in full.stderr, full.stderr
+    assert [line for line in lines if "File too large" in line] == lines[-1:], full.stderr
+    assert lines[-1].startswith("error: Saving step 10 to ") and "last good checkpoint is None." in lines[-1]
 
 
 @pytest.mark.slow
