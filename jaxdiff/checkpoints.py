@@ -260,15 +260,16 @@ class Checkpoints:
 
         Args:
             abstract: tree of the state wanted, as arrays or ``jax.ShapeDtypeStruct`` with shardings.
-            step: which one; None takes the newest that can be read, and sets those that can not aside.
+            step: which one; None takes the newest that can be read, and then sets aside those that can not.
             config: config of this run; only used to say what differs from ``meta["config"]``.
 
         Returns:
             The state, of the same tree types as ``abstract``, and its meta.
 
         Raises:
-            FileNotFoundError: there is no such checkpoint.
+            FileNotFoundError: there is no such checkpoint, or none that can be read; names a damaged file.
             ValueError: the shapes differ (names the arrays and config fields), or the format is newer.
+            DamagedError: the one asked for is not as it was written; names the file.
         """
         target = storage.abstract_target(abstract)
 
@@ -280,20 +281,27 @@ class Checkpoints:
         def read(candidate: int) -> Any:
             return storage.restore_state(self._manager(), candidate, target)
 
+        damaged: dict[int, DamagedError] = {}
         for candidate in choose(self.directory, step):
             try:
                 state, meta = read_one(self.directory, candidate, fits, read)
             except DamagedError as error:
+                damaged[candidate] = error
                 if step is not None:
                     raise
-                self._set_aside(candidate, error.problem)
-                barrier("jaxdiff-checkpoints-aside", self._timeout)
-                if self._opened is not None:
-                    self._opened.reload()
             else:
                 self._here = candidate
+                self._leave_out({number: error.problem for number, error in damaged.items()})
                 return state, meta
-        raise FileNotFoundError(f"No readable checkpoint in {self.directory}.")
+        # Nothing is set aside: without any checkpoint the next attempt would begin at step 0 as if there were no run.
+        raise FileNotFoundError(f"No readable checkpoint in {self.directory}. {next(iter(damaged.values()))}")
+
+    def _leave_out(self, problems: Mapping[int, str]) -> None:
+        for step, problem in problems.items():
+            self._set_aside(step, problem)
+        barrier("jaxdiff-checkpoints-aside", self._timeout)
+        if problems and self._opened is not None:
+            self._opened.reload()
 
     def close(self) -> None:
         """Wait for the running save and let go of the directory.

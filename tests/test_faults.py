@@ -110,6 +110,18 @@ def test_the_run_goes_on_from_the_checkpoint_before_a_damaged_one(folder, caplog
     assert (folder / "6.invalid" / largest).exists() and ckpt.intact(folder) == 6
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(folder):
+    for step in (3, 6):
+        path = folder / str(step) / digests.share(digests.read(folder / str(step)) or {})[0]
+        path.write_bytes(path.read_bytes()[:-1])
+    with ckpt.Checkpoints(folder) as reader:
+        with pytest.raises(
+            FileNotFoundError, match="No readable checkpoint in .*run/6 can not be read: .* bytes instead"
+        ):
+            reader.restore(ABSTRACT)
+        assert reader.latest() == 6  # all are still there
+
+
 def test_a_process_that_dies_between_commit_and_seal_leaves_a_good_checkpoint(folder):
     digests.collect(folder / "6")  # as it is at the commit
     known = digests.read(folder / "6") or {}
