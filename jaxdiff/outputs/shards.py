@@ -1,12 +1,13 @@
 """Many samples in few .npz files, each written row by row: memory never holds a whole one."""
 
+import dataclasses
 import os
 import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ __all__ = ["Shard", "check_shard", "list_shards", "read_shard", "shard_name", "w
 _NAME = re.compile(r"samples_seed(\d+)_(\d{6,})-(\d{6,})\.(?:npz|array_record)")
 
 
-class Shard(NamedTuple):
+@dataclasses.dataclass(frozen=True, order=True)
+class Shard:
     """Samples ``first`` to ``last``, both included, of one file."""
 
     first: int
