@@ -32,7 +32,7 @@ def local_mesh(config: Config) -> Mesh:
         split *= size
     if len(devices) % split:
         _log.info(
-            "the weights were split over %d devices in training, which the %d devices here cannot do: each gets all of them",
+            "the weights were split over %d devices in training; the %d devices here each get all of them",
             split,
             len(devices),
         )

@@ -117,7 +117,7 @@ class Session:
         seconds, compiling = time.perf_counter() - self._begin, self._ready - self._begin
         fast = self._drawn / max(seconds - compiling, 1e-9)
         text += (
-            f"{self._drawn} drawn and written in {seconds:.1f} s ({self._drawn / seconds:.1f} {what}/s with compilation, "
+            f"{self._drawn} drawn in {seconds:.1f} s ({self._drawn / seconds:.1f} {what}/s with compilation, "
             f"{fast:.1f} without its {compiling:.1f} s)"
         )
         there = self.wanted - self._drawn
