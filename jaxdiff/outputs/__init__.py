@@ -8,7 +8,7 @@ from jaxdiff.outputs.animation import gif_delays, write_gif
 from jaxdiff.outputs.arrays import write_csv, write_npz, write_wav, write_wavs
 from jaxdiff.outputs.files import Metadata, read_metadata, remove_leftovers
 from jaxdiff.outputs.images import image_grid, read_pngs, write_grid, write_pngs
-from jaxdiff.outputs.records import check_records, decode_record, read_records, write_records
+from jaxdiff.outputs.records import check_records, decode_record, encode_record, read_records, write_records
 from jaxdiff.outputs.resuming import Suffix, check_settings, missing_indices, png_name, sample_name, valid_pngs
 from jaxdiff.outputs.shards import Shard, check_shard, list_shards, read_shard, shard_name, write_shard
 
@@ -20,6 +20,7 @@ __all__ = [
     "check_settings",
     "check_shard",
     "decode_record",
+    "encode_record",
     "gif_delays",
     "image_grid",
     "list_shards",
