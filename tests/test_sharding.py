@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdiff import sharding
 from jaxdiff.communication import collectives
-from jaxdiff.networks import DiT, DDPMUNet, EDM2, init_params, param_shapes
+from jaxdiff.networks import EDM2, DDPMUNet, DiT, init_params, param_shapes
 
 SHAPE = (1, 8, 8, 3)
 
