@@ -125,7 +125,11 @@ def levers(stage: Stage) -> None:
     """The step with one thing changed; twice the batch where recomputation makes room."""
     for network in stage.networks:
         batch = fitting_batch(stage, network)
-        for change in LEVERS[2:4] if stage.args.smoke else LEVERS:
+        loops = hasattr(NETWORKS[network].smoke, "scan")
+        for lever in LEVERS[3:4] if stage.args.smoke else LEVERS:
+            change = {name: value for name, value in lever.items() if loops or name != "scan"}
+            if not change:
+                continue
             stage.step("train", stage.trial(network, batch, **change))
             if change.get("remat") == "full" and not stage.args.smoke:
                 stage.step("train", stage.trial(network, 2 * batch, **change))
