@@ -8,6 +8,7 @@ of the run is gone (run it again on all). For several processes see docs/distrib
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 import sys
 import time
@@ -16,31 +17,19 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import tyro
 
-from jaxdiff import build, cli, data, distributed, planning, sharding
-from jaxdiff.checkpoints import Checkpoints, SaveError, config_differences
-from jaxdiff.compilation import compile_step, compiler_options
-from jaxdiff.config import Config, from_dict, to_dict, to_json
+from jaxdiff import cli, distributed, planning, sharding
+from jaxdiff.checkpoints import Checkpoints, SaveError
+from jaxdiff.compilation import Compiled, compile_step
+from jaxdiff.config import Config, from_dict, to_json
 from jaxdiff.networks import count_params
 from jaxdiff.previews import write_preview
+from jaxdiff.profiling import Profile
+from jaxdiff.runs import Run, batches, first_state, model_flops, open_run, restore
 from jaxdiff.stopping import ExitCode, StopSignal
-from jaxdiff.training import (
-    DivergedError,
-    TrainState,
-    init_state,
-    make_train_step,
-    num_updates,
-    raise_if_diverged,
-    read_tally,
-    reset_tally,
-)
-from jaxdiff.typing import require
+from jaxdiff.training import DivergedError, TrainState, num_updates, raise_if_diverged, read_tally, reset_tally
 from jaxdiff.writers import JsonLog, Progress, TensorBoardLog
 
 log = logging.getLogger("jaxdiff")
-
-# Fields that may change between the runs of one command: how long, what is kept, where the data lies.
-FREE = ("train.", "sample.", "runtime.", "mesh.", "data.path", "name")
-FIXED = ("train.batch_size",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,22 +43,9 @@ class Arguments:
     """Continue the run in run_dir: if there is one (auto), always (must), or refuse to (never)."""
     dry_run: bool = False
     """Print shapes, parameters, memory and the time it will take, and stop."""
+    profile: str = ""
+    """Record what the devices do in the steps FIRST:LAST, such as 10:20, in RUN_DIR/profile."""
     processes: Annotated[distributed.Processes, tyro.conf.arg(name="")] = distributed.Processes()
-
-
-class Run(NamedTuple):
-    """Everything the loop needs."""
-
-    config: Config
-    folder: pathlib.Path
-    loader: data.Loader
-    model: build.Model
-    meta: dict[str, Any]
-    mesh: jax.sharding.Mesh
-    step: Any
-    rate: Any
-    shapes: TrainState
-    first: Any
 
 
 def parse() -> Arguments:
@@ -90,108 +66,9 @@ def parse() -> Arguments:
     )
 
 
-def open_data(config: Config, *, planning: bool) -> tuple[Config, data.Source, data.Normalizer]:
-    """Open the data set, say what was left out, and settle what is measured from it."""
-    source = (build.stand_in(config.data) if planning else None) or build.source(config.data, seed=config.seed)
-    for name, reason in source.skipped[:10]:
-        log.warning("skipped %s: %s", name, reason)
-    if source.skipped:
-        log.warning("skipped %d unreadable files, %d left", len(source.skipped), len(source))
-    mode = config.data.normalize if source.spec.kind != "image" else "auto"
-    normalizer = data.make_normalizer(source, mode=mode)
-    measured = data.measured_std(source, normalizer)
-    chosen = config.parameterization.sigma_data
-    if config.parameterization.kind == "edm" and chosen != "auto" and abs(chosen / measured - 1) > 0.2:
-        log.warning(
-            "parameterization.sigma_data is %g but the data's standard deviation is %.4g: use 'auto'",
-            chosen,
-            measured,
-        )
-    return build.resolve(config, measured), source, normalizer
-
-
-def prepare(args: Arguments) -> Run:
-    """Build everything from the configuration; nothing is computed on the device yet."""
-    config, source, normalizer = open_data(args.config, planning=args.dry_run)
-    mesh = sharding.make_mesh()
-    loader = data.Loader(
-        source=source,
-        normalizer=normalizer,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        cond_kind=config.data.condition,
-        inputs=config.data.inputs,
-        flip=config.data.flip,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    model = build.model(config, source.spec)
-    loss = build.loss(config, model)
-    tx, rate = build.optimizer(config)
-    average, tracks = build.averages(config)
-    batch = sharding.shard_batch(loader.batch(0), mesh)
-
-    def first() -> TrainState:
-        key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
-        return init_state(build.init_params(model, key), tx, loss=loss, batch=batch, tracks=list(tracks))
-
-    shapes = jax.eval_shape(first)
-    placement = sharding.state_sharding(shapes, mesh)
-    step = make_train_step(
-        loss,
-        tx,
-        ema_decay=average,
-        tracks=tracks,
-        project=build.projection(config),
-        state_sharding=placement,
-        compiler_options=compiler_options("conv" if build.conv_network(config.network) else "dense"),
-    )
-    meta = {
-        "config": to_dict(config),
-        "spec": source.spec.to_dict(),
-        "normalizer": normalizer.to_dict(),
-        "data": {"fingerprint": source.fingerprint, "examples": len(source), "origin": source.origin},
-    }
-    folder = pathlib.Path(args.run_dir or f"runs/{config.name}")
-    shapes = sharding.place(shapes, placement)
-    return Run(config, folder, loader, model, meta, mesh, step, rate, shapes, first)
-
-
-def check_same_run(run: Run, saved: dict[str, Any]) -> None:
-    """Refuse to continue a run with other settings or data, naming them."""
-    changed = [
-        line
-        for line in config_differences(saved["config"], run.meta["config"])
-        if line.startswith(FIXED) or not line.startswith(FREE)
-    ]
-    require(
-        not changed,
-        f"{run.folder} holds a run with other settings ({'; '.join(changed)}): use another --run-dir",
-    )
-    require(
-        saved["data"]["fingerprint"] == run.meta["data"]["fingerprint"],
-        f"{run.folder} was trained on other data ({saved['data']['origin']}, {saved['data']['examples']} examples), "
-        f"not on {run.meta['data']['origin']} ({run.meta['data']['examples']}): use another --run-dir",
-    )
-
-
-def restore(run: Run, checkpoints: Checkpoints, resume: str) -> TrainState:
-    """Return the state of the newest good checkpoint, or the state before the first step."""
-    latest = checkpoints.latest()
-    require(
-        resume != "must" or latest is not None,
-        f"--resume must: there is no checkpoint in {run.folder}; start it with --resume auto",
-    )
-    require(
-        resume != "never" or latest is None,
-        f"--resume never: {run.folder} holds a run at step {latest}; use another --run-dir",
-    )
-    if latest is None:
-        return sharding.place(run.first(), jax.tree.map(lambda s: s.sharding, run.shapes))
-    state, meta = checkpoints.restore(run.shapes, config=run.meta["config"])
-    check_same_run(run, meta)
-    log.info("resumed from step %d of %s", int(state.step), run.folder)
-    return state
+def run_folder(args: Arguments) -> pathlib.Path:
+    """Folder of the run."""
+    return pathlib.Path(args.run_dir or f"runs/{args.config.name}")
 
 
 def describe(run: Run) -> None:
@@ -208,32 +85,37 @@ def describe(run: Run) -> None:
 
 def dry_run(run: Run) -> int:
     """Say what one step and the whole run will take; time a few steps if they fit into the memory."""
-    for name, leaf in jax.tree_util.tree_flatten_with_path(run.shapes.params)[0]:
-        print(f"{jax.tree_util.keystr(name, simple=True, separator='/'):60} {tuple(leaf.shape)}")
-    key, batch = jax.random.key(run.config.seed), sharding.shard_batch(run.loader.batch(0), run.mesh)
+    for line in sharding.describe_sharding(run.shapes, run.mesh):
+        print(line)
+    config, key = run.config, jax.random.key(run.config.seed)
     print(f"parameters: {count_params(run.shapes.params):,}")
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.shapes))
     print(f"state: {state / 1e9:.3g} GB (parameters, their averages, optimizer)")
-    flops = planning.count_flops(*build.unrolled_step(run.config, run.model.spec, run.loader.batch(0), key))
-    print(
-        f"step: {'unknown' if flops is None else f'{flops / 1e9:.4g}'} GFLOP for {run.config.train.batch_size} examples"
-    )
+    flops = model_flops(run)
+    print(f"step: {'unknown' if flops is None else f'{flops / 1e9:.4g}'} GFLOP for {config.train.batch_size} examples")
     print(f"batch: {', '.join(f'{k} {v}' for k, v in _shapes(run.loader.batch(0)).items())}", flush=True)
-
-    def first() -> TrainState:
-        return sharding.place(run.first(), jax.tree.map(lambda s: s.sharding, run.shapes))
-
-    cost = planning.measure_step(run.step, run.shapes, batch, key, first)
+    with batches(run, 0) as found:
+        cost = planning.measure_step(run.step, run.shapes, next(found), key, lambda: first_state(run))
     memory = "unknown" if cost.memory is None else f"{cost.memory / 1e9:.3g} GB"
     print(f"memory of a step: {memory} per device; compiled in {cost.compile_seconds:.1f} s")
     if cost.step_seconds is None:
         print(f"that does not fit into the {planning.available_memory() / 1e9:.3g} GB here: not timed")
-        print(f"plan: {run.config.train.steps} steps; nothing was trained or written")
+        print(f"plan: {config.train.steps} steps; nothing was trained or written")
         return ExitCode.DONE
-    minutes = cost.step_seconds * run.config.train.steps / 60
-    print(f"time of a step: {cost.step_seconds * 1e3:.1f} ms")
-    print(f"plan: {run.config.train.steps} steps, about {minutes:.1f} minutes; nothing was trained or written")
+    seconds = cost.step_seconds / config.runtime.steps_per_call
+    print(f"time of a step: {seconds * 1e3:.1f} ms{_utilisation(run, flops, seconds)}")
+    print(
+        f"plan: {config.train.steps} steps, about {seconds * config.train.steps / 60:.1f} minutes; "
+        "nothing was trained or written"
+    )
     return ExitCode.DONE
+
+
+def _utilisation(run: Run, flops: float | None, seconds: float) -> str:
+    if flops is None:
+        return ""
+    share = flops / seconds / planning.measured_peak(run.config.runtime.dtype) / run.mesh.size
+    return f", {share:.1%} of the measured peak of matrix products"
 
 
 def _shapes(batch: Any) -> dict[str, str]:
@@ -260,54 +142,69 @@ def write_log(run: Run, writers: Writers, state: TrainState, timing: dict[str, f
     return values
 
 
-def loop(run: Run, checkpoints: Checkpoints, state: TrainState, peers: distributed.Peers) -> int:
+def compiled_step(run: Run, state: TrainState, batch: Any, key: jax.Array) -> tuple[Compiled, float]:
+    """Compile the train step and report it; returns it and the seconds that a step takes at the measured peak."""
+    compiled = compile_step(run.step, state, batch, key)
+    flops, peak = model_flops(run) or math.nan, planning.measured_peak(run.config.runtime.dtype) * run.mesh.size
+    log.info(
+        "compiled the train step in %.1f s%s: %.4g GFLOP, %s per device; measured peak %.4g GFLOP/s",
+        compiled.seconds,
+        " (from the cache)" if compiled.cache_hit else "",
+        flops / 1e9,
+        "unknown memory" if compiled.memory_bytes is None else f"{compiled.memory_bytes / 1e9:.3g} GB",
+        peak / 1e9,
+    )
+    return compiled, flops / peak
+
+
+def loop(run: Run, checkpoints: Checkpoints, state: TrainState, peers: distributed.Peers, window: Profile) -> int:
     """Train until done or asked to stop."""
-    config, begin = run.config, int(state.step)
-    key = jax.random.key(config.seed)
-    preview = write_preview(config, run.model, run.folder, run.loader) if config.train.sample_every else None
+    train, begin, calls = run.config.train, int(state.step), run.config.runtime.steps_per_call
+    key = jax.random.key(run.config.seed)
+    preview = write_preview(run.config, run.model, run.folder, run.loader) if train.sample_every else None
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal(peers.agree))
-        batches = stack.enter_context(contextlib.closing(run.loader.iterate(begin)))
+        found = stack.enter_context(batches(run, begin))
+        batch = next(found)
+        compiled, ideal = compiled_step(run, state, batch, key)
+        profile = stack.enter_context(window)
         writers = Writers(
             stack.enter_context(contextlib.closing(JsonLog(run.folder / "log.jsonl", resume_step=begin))),
             stack.enter_context(contextlib.closing(TensorBoardLog(run.folder / "tensorboard", resume_step=begin))),
-            Progress(config.train.steps, initial=begin, batch=config.train.batch_size),
+            stack.enter_context(contextlib.closing(Progress(train.steps, initial=begin, batch=train.batch_size))),
         )
-        batch = sharding.shard_batch(next(batches), run.mesh)
-        compiled = compile_step(run.step, state, batch, key)
-        cached = " (from the cache)" if compiled.cache_hit else ""
-        log.info("compiled the train step in %.1f s%s", compiled.seconds, cached)
-        stack.enter_context(contextlib.closing(writers.progress))
         on_cpu = jax.default_backend() == "cpu"
         since, waited, logged, metrics = time.perf_counter(), 0.0, begin, {}
-        for step in range(begin + 1, config.train.steps + 1):
+        for step in range(begin + calls, train.steps + 1, calls):
+            profile.step(step)
             state = compiled.call(state, batch, key)
-            last = step == config.train.steps
+            last = step == train.steps
             if not last:
                 start = time.perf_counter()
-                batch = sharding.shard_batch(next(batches), run.mesh)
+                batch = next(found)
                 waited += time.perf_counter() - start
             if on_cpu or step % 16 == 0:  # lets a signal through; a GPU has enough work queued meanwhile
                 jax.block_until_ready(state.step)
-            if step % config.train.log_every == 0 or last:
+            if step % train.log_every == 0 or last:
                 jax.block_until_ready(state)
-                elapsed = time.perf_counter() - since
-                rate = (step - logged) * config.train.batch_size / elapsed
-                metrics = write_log(run, writers, state, {"images_per_s": rate, "data_wait": waited / elapsed})
+                elapsed = (time.perf_counter() - since) / (step - logged)
+                timing = {"images_per_s": train.batch_size / elapsed, "mfu": ideal / elapsed}
+                timing |= {"data_wait": waited / (time.perf_counter() - since)}
+                metrics = write_log(run, writers, state, timing)
                 state = reset_tally(state)
                 since, waited, logged = time.perf_counter(), 0.0, step
             writers.progress.update(step)
             stopping = stop.requested(step)
-            if step % config.train.save_every == 0 or last or stopping:
+            if step % train.save_every == 0 or last or stopping:
                 checkpoints.save(step, state, run.meta, {"loss": metrics["loss"]} if logged == step else None)
-            if preview and (step % config.train.sample_every == 0 or last):
+            if preview and (step % train.sample_every == 0 or last):
                 writers.board.image(step, "samples", preview(step, state.ema_params))
             if stopping and not last:
                 checkpoints.wait()
                 log.info("stopped at step %d after saving; run the same command to go on", step)
                 return ExitCode.STOPPED
         checkpoints.wait()
-    log.info("done: %d steps; draw samples with  python sample.py %s", config.train.steps, run.folder)
+    log.info("done: %d steps; draw samples with  python sample.py %s", train.steps, run.folder)
     return ExitCode.DONE
 
 
@@ -323,7 +220,8 @@ def main() -> int:
 
 def train(args: Arguments, peers: distributed.Peers) -> int:
     """Train, or resume, or plan a run."""
-    run = prepare(args)
+    window = Profile(args.profile, run_folder(args) / "profile")
+    run = open_run(args.config, run_folder(args), planned=args.dry_run)
     describe(run)
     if args.dry_run:
         return dry_run(run)
@@ -340,7 +238,7 @@ def train(args: Arguments, peers: distributed.Peers) -> int:
         if int(state.step) >= train.steps:
             log.info("%s already has %d steps; raise --train.steps to go on", run.folder, int(state.step))
             return ExitCode.DONE
-        return loop(run, checkpoints, state, peers)
+        return loop(run, checkpoints, state, peers, window)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def table(lines: list[dict[str, Any]]) -> str:
     latest = {(line["case"], line["unit"]): line for line in lines}
     lines = list(latest.values())
     fields = list(dict.fromkeys(key for line in lines for key in line if key not in (*KEYS, *MACHINE, "date")))
-    common = {key: lines[0][key] for key in fields if len(lines) > 1 and all(x.get(key) == lines[0][key] for x in lines)}
+    common = {
+        key: lines[0][key] for key in fields if len(lines) > 1 and all(x.get(key) == lines[0][key] for x in lines)
+    }
     columns = [key for key in fields if key not in common]
     units = {line["unit"] for line in lines}
     unit = units.pop() if len(units) == 1 else None
@@ -84,7 +86,9 @@ def section(lines: list[dict[str, Any]]) -> str:
     for group in machines.values():
         one = group[0]
         dates = sorted({line["date"][:10] for line in group})
-        versions = ", ".join(f"{key} {one[key]}" for key in ("python", "jax", "jaxlib", "flax", "torch") if one.get(key))
+        versions = ", ".join(
+            f"{key} {one[key]}" for key in ("python", "jax", "jaxlib", "flax", "torch") if one.get(key)
+        )
         span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         head = f"{one['count']} x {one['device']}, {one['threads']} CPU threads; {versions}; {span}."
         texts.append(f"{head}\n\n{table(group)}")

@@ -176,6 +176,15 @@ def _module(config: C.Config, spec: data.DataSpec) -> Any:
         fields["out_channels"] = fields["out_channels"] or None
     if isinstance(section, C.HDiTConfig):
         fields = _hourglass(section, fields)
+    policy = config.runtime.remat_policy
+    require(
+        policy == "full" or bool(fields.get("remat")),
+        f"runtime.remat_policy {policy!r} is for networks that recompute: add --network.remat"
+        if "remat" in fields
+        else f"runtime.remat_policy {policy!r}: network.kind {section.kind!r} does not recompute; use full",
+    )
+    if fields.get("remat"):
+        fields["remat"] = policy
     fields |= {"dtype": jnp.dtype(config.runtime.dtype)}
     if "channels" in known:
         fields["channels"] = spec.shape[-1]

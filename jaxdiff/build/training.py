@@ -68,13 +68,14 @@ def optimizer(config: C.Config) -> tuple[optax.GradientTransformation, Callable[
 
 
 def unrolled_step(config: C.Config, spec: DataSpec, batch: Any, key: Any) -> tuple[Any, ...]:
-    """The train step without a loop over the depth, and abstract arguments for it: what its operations are counted on.
+    """The train step without loops and recomputation, and abstract arguments: what its operations are counted on.
 
     Returns:
         (jitted step, state, batch, key).
     """
-    if hasattr(config.network, "scan"):
-        config = dataclasses.replace(config, network=dataclasses.replace(config.network, scan=False))  # pyright: ignore[reportCallIssue]
+    plain = {name: False for name in ("scan", "remat") if hasattr(config.network, name)}
+    runtime = dataclasses.replace(config.runtime, remat_policy="full")
+    config = dataclasses.replace(config, network=dataclasses.replace(config.network, **plain), runtime=runtime)
     built = model(config, spec)
     objective, (tx, _) = loss(config, built), optimizer(config)
     average, tracks = averages(config)

@@ -1,7 +1,7 @@
 """From linen modules to pure functions and plain trees of parameters."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -11,6 +11,8 @@ from flax import linen as nn
 from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
+from jaxdiff import sharding
+from jaxdiff.networks.drawing import draw, draw_split
 from jaxdiff.networks.initializers import Initializer
 from jaxdiff.typing import Cond, Network, Params
 
@@ -62,8 +64,9 @@ def init_params(
 
     Each parameter follows the distribution that its layer declares, from one long random vector: compiling
     one random kernel per layer, as ``module.init`` does, takes many seconds on a CPU. A pure function of
-    ``key``; runs under ``jit``, with the same result up to rounding. A module with a parameter of a layer
-    from elsewhere is initialised by its own ``init``.
+    ``key``; runs under ``jit``, with the same result up to rounding; on a mesh that splits parameters
+    (``sharding.create``) a device only draws what it keeps. A module with a parameter of a layer from elsewhere is
+    initialised by its own ``init``.
 
     Args:
         module: a linen module called as ``module(x, noise_cond, cond, train=...)``.
@@ -91,32 +94,12 @@ def init_params(
         )
         return jax.jit(module.init)(key, *zeros)["params"]
     layout = [(tuple(leaf.shape), declared[name]) for name, (_, leaf) in zip(names, shapes, strict=True)]
-    return jax.tree_util.tree_unflatten(treedef, _draw(key, layout))
-
-
-def _draw(key: Key[Array, ""], layout: Sequence[tuple[tuple[int, ...], Initializer]]) -> list[Array]:
-    """Draw one array per (shape, distribution), as scaled pieces of two long vectors."""
-    total = {kind: sum(math.prod(s) for s, init in layout if init.kind == kind) for kind in ("uniform", "normal")}
-    key_uniform, key_normal = jax.random.split(key)
-    vectors = {
-        "uniform": jax.random.uniform(key_uniform, (total["uniform"],), jnp.float32, -1.0, 1.0),
-        "normal": jax.random.normal(key_normal, (total["normal"],), jnp.float32),
-    }
-    if isinstance(key, Tracer):
-        # Without the barrier XLA would copy the random generator into every piece.
-        vectors = jax.lax.optimization_barrier(vectors)
-    else:
-        # Cut on the host: same pieces, and no slice to compile for each parameter.
-        vectors = jax.device_get(vectors)
-    used, leaves = dict.fromkeys(total, 0), []
-    for shape, init in layout:
-        if init.kind == "constant":
-            leaves.append(jnp.array(np.full(shape, init.scale, np.float32)))
-            continue
-        start, stop = used[init.kind], used[init.kind] + math.prod(shape)
-        used[init.kind] = stop
-        leaves.append(jnp.array(vectors[init.kind][start:stop].reshape(shape) * np.float32(init.scale)))
-    return leaves
+    context = sharding.here()
+    if context is None or not isinstance(key, Tracer):
+        return jax.tree_util.tree_unflatten(treedef, draw(key, layout))
+    paths = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in shapes)
+    specs = [context.placement(path, shape).spec for path, (shape, _) in zip(paths, layout, strict=True)]
+    return jax.tree_util.tree_unflatten(treedef, draw_split(key, layout, context.mesh, specs))
 
 
 def param_shapes(

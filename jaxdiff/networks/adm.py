@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.conditioning import concat_image
-from jaxdiff.networks.depth import run_block
+from jaxdiff.networks.depth import Remat, run_block
 from jaxdiff.networks.embeddings import sinusoidal_embedding
 from jaxdiff.networks.initializers import constant, normal
 from jaxdiff.networks.layers import check_channels, check_divisible, upsample_nearest
@@ -78,7 +78,7 @@ class ADM(nn.Module):
     resample: Literal["block", "conv"] = "block"
     group_channels: int = 4
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self) -> None:
         """Check the fields."""

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.conditioning import concat_image
-from jaxdiff.networks.depth import run_block
+from jaxdiff.networks.depth import Remat, run_block
 from jaxdiff.networks.embeddings import sinusoidal_embedding
 from jaxdiff.networks.initializers import declare, glorot_uniform, normal
 from jaxdiff.networks.layers import check_channels, check_divisible
@@ -107,7 +107,7 @@ class DDPMpp(nn.Module):
     heads: int = 1
     window: int | None = None
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self) -> None:
         """Check the fields."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +11,40 @@ from jaxtyping import Array
 
 from jaxdiff.typing import Params
 
-__all__ = ["run_block", "run_blocks", "stack_blocks", "unstack_blocks"]
+__all__ = ["Remat", "run_block", "run_blocks", "stack_blocks", "unstack_blocks"]
 
 
-def run_block(block: nn.Module, *args: Any, train: bool, remat: bool = False) -> Any:
+Remat: TypeAlias = bool | Literal["full", "dots", "dots_no_batch"]
+"""What the backward pass computes again: nothing (False); all but the inputs of a block (True, "full"); all but those
+and matrix products ("dots"), or but products without a batch axis, which leaves attention out ("dots_no_batch")."""
+
+POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def run_block(block: nn.Module, *args: Any, train: bool, remat: Remat = False) -> Any:
     """Call ``block(*args, train=train)``, recomputing its insides in the backward pass when ``remat``.
 
     Args:
         block: a module that belongs to the caller.
         args: arrays or None.
         train: passed on.
-        remat: keep only the inputs for the backward pass. Names and values of parameters do not change.
+        remat: what is computed again in the backward pass. Names and values of parameters do not change.
     """
 
     def call(module: nn.Module, *inputs: Any) -> Any:
         return module(*inputs, train=train)  # pyright: ignore[reportCallIssue]
 
     # Common subexpressions may not be shared: that would undo the recomputation outside a loop.
-    return nn.remat(call)(block, *args) if remat else call(block, *args)
+    if not remat:
+        return call(block, *args)
+    policy = "full" if remat is True else remat
+    if policy not in POLICIES:
+        raise ValueError(f"remat must be True, False or one of {', '.join(POLICIES)}; got {remat!r}")
+    return nn.remat(call, policy=POLICIES[policy])(block, *args)
 
 
 def run_blocks(
@@ -38,7 +54,7 @@ def run_blocks(
     *shared: Any,
     train: bool,
     scan: bool = False,
-    remat: bool = False,
+    remat: Remat = False,
     name: str = "block",
 ) -> Array:
     """Apply ``depth`` equal blocks ``h = block(h, *shared, train=train)``.

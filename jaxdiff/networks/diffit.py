@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.depth import run_blocks
+from jaxdiff.networks.depth import Remat, run_blocks
 from jaxdiff.networks.embeddings import grid_positions
 from jaxdiff.networks.initializers import constant, glorot_uniform, normal
 from jaxdiff.networks.layers import (
@@ -70,7 +70,7 @@ class DiffiT(nn.Module):
     num_classes: int = 0
     time_scale: float = 1.0
     scan: bool = False
-    remat: bool = False
+    remat: Remat = False
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:

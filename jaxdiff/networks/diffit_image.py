@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.depth import run_blocks
+from jaxdiff.networks.depth import Remat, run_blocks
 from jaxdiff.networks.initializers import constant
 from jaxdiff.networks.layers import (
     Conv,
@@ -119,7 +119,7 @@ class DiffiTImage(nn.Module):
     groups: int = 32
     label_std: float = 1.0
     zero_init_head: bool = False
-    remat: bool = False
+    remat: Remat = False
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:

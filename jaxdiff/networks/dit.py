@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.conditioning import VectorEmbedding, concat_image
-from jaxdiff.networks.depth import run_blocks
+from jaxdiff.networks.depth import Remat, run_blocks
 from jaxdiff.networks.embeddings import grid_positions, labels_or_null, sinusoidal_embedding
 from jaxdiff.networks.initializers import constant, declare, glorot_uniform, normal
 from jaxdiff.networks.layers import (
@@ -176,7 +176,7 @@ class DiT(nn.Module):
     mlp_epsilon: float = 1e-6
     dropout: float = 0.0
     scan: bool = False
-    remat: bool = False
+    remat: Remat = False
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:

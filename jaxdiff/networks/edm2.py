@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.attention import attend
-from jaxdiff.networks.depth import run_block
+from jaxdiff.networks.depth import Remat, run_block
 from jaxdiff.networks.embeddings import labels_or_null
 from jaxdiff.networks.initializers import declare, normal
 from jaxdiff.networks.layers import check_channels, check_divisible, upsample_nearest
@@ -162,7 +162,7 @@ class EDM2(nn.Module):
     residual_balance: float = 0.3
     attention_balance: float = 0.3
     clip: float | None = 256.0
-    remat: bool = False
+    remat: Remat = False
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:

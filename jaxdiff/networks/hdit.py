@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.conditioning import concat_image, read_input
-from jaxdiff.networks.depth import run_block, run_blocks
+from jaxdiff.networks.depth import Remat, run_block, run_blocks
 from jaxdiff.networks.embeddings import LabelEmbedding, labels_or_null
 from jaxdiff.networks.hdit_attention import (
     axial_angles,
@@ -245,7 +245,7 @@ class HDiT(nn.Module):
     augment_frequencies: tuple[float, ...] = ()
     time_scale: float = 1.0
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = False
     scan: bool = False
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from jaxdiff.sharding import gather
+
 __all__ = ["Initializer", "constant", "declare", "fan_in_uniform", "glorot_uniform", "normal"]
 
 
@@ -69,6 +71,8 @@ def glorot_uniform(fan_in: int, fan_out: int) -> Initializer:
 def declare(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Make a float32 parameter and, while the module is being initialised, note its distribution.
 
+    What a mesh has split over "fsdp" is gathered here, where it is used: see ``sharding.gather``.
+
     Args:
         module: the layer that owns the parameter, inside a compact method.
         name: name of the parameter.
@@ -80,4 +84,5 @@ def declare(module: nn.Module, name: str, init: Initializer, shape: tuple[int, .
     """
     if module.is_initializing():
         module.variable("initializers", name, lambda: init)
-    return jnp.asarray(module.param(name, init, shape, jnp.float32))
+    value = jnp.asarray(module.param(name, init, shape, jnp.float32))
+    return gather(value, "/".join((*module.path, name)))

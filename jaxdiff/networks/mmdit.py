@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.conditioning import VectorEmbedding, concat_image, tokens_and_mask
-from jaxdiff.networks.depth import run_block, run_blocks
+from jaxdiff.networks.depth import Remat, run_block, run_blocks
 from jaxdiff.networks.dit import PatchHead, TimestepEmbedding, dense, modulate, modulation
 from jaxdiff.networks.initializers import constant, normal
 from jaxdiff.networks.layers import Linear, RMSNorm, check_channels, check_divisible, space_to_depth
@@ -181,7 +181,7 @@ class MMDiT(nn.Module):
     time_scale: float = 1.0
     dropout: float = 0.0
     scan: bool = False
-    remat: bool = False
+    remat: Remat = False
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:

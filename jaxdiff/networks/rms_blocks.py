@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.attention import attend
-from jaxdiff.networks.depth import run_block
+from jaxdiff.networks.depth import Remat, run_block
 from jaxdiff.networks.embeddings import LabelEmbedding, labels_or_null, sinusoidal_embedding
 from jaxdiff.networks.initializers import declare, normal
 from jaxdiff.networks.layers import Conv, Linear, RMSNorm, space_to_depth, upsample_nearest
@@ -270,7 +270,7 @@ class RMSUNetBody(nn.Module):
     strided: bool
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     @nn.compact
     def __call__(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.conditioning import VectorEmbedding, concat_image
-from jaxdiff.networks.depth import run_block, run_blocks
+from jaxdiff.networks.depth import Remat, run_block, run_blocks
 from jaxdiff.networks.dit import TimestepEmbedding, modulate
 from jaxdiff.networks.embeddings import grid_positions, labels_or_null
 from jaxdiff.networks.initializers import constant, declare, normal
@@ -155,7 +155,7 @@ class SimpleUViT(nn.Module):
     time_scale: float = 1.0
     dropout: float = 0.0
     scan: bool = False
-    remat: bool = False
+    remat: Remat = False
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:

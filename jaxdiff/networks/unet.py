@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.conditioning import concat_image
+from jaxdiff.networks.depth import Remat
 from jaxdiff.networks.layers import check_channels, check_divisible
 from jaxdiff.networks.preset import Preset
 from jaxdiff.networks.rms_blocks import RMSUNetBody, RMSUNetEmbedding, check_unet_fields, for_each_level
@@ -82,7 +83,7 @@ class Unet(nn.Module):
     time_scale: float = 1.0
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self) -> None:
         """Check the fields."""

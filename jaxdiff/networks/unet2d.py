@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdiff.networks.depth import Remat
 from jaxdiff.networks.layers import Conv, GroupNorm, check_channels, check_divisible
 from jaxdiff.networks.preset import Preset
 from jaxdiff.networks.unet_blocks import (
@@ -95,7 +96,7 @@ class UNet2D(nn.Module):
     epsilon: float = 1e-6
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self) -> None:
         """Check the fields."""

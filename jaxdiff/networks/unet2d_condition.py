@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.conditioning import concat_image, read_input, tokens_and_mask
+from jaxdiff.networks.depth import Remat
 from jaxdiff.networks.embeddings import sinusoidal_embedding
 from jaxdiff.networks.layers import Conv, GroupNorm, Linear, check_channels, check_divisible
 from jaxdiff.networks.preset import Preset
@@ -94,7 +95,7 @@ class UNet2DCondition(nn.Module):
     epsilon: float = 1e-5
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self) -> None:
         """Check the fields."""

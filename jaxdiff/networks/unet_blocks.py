@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxdiff.networks.attention import attend
-from jaxdiff.networks.depth import run_block
+from jaxdiff.networks.depth import Remat, run_block
 from jaxdiff.networks.embeddings import LabelEmbedding, labels_or_null, sinusoidal_embedding
 from jaxdiff.networks.layers import Conv, GroupNorm, LayerNorm, Linear, upsample_nearest
 from jaxdiff.typing import Cond
@@ -245,7 +245,7 @@ class Path(NamedTuple):
     embedding: Array | None
     attended: tuple[Any, ...]
     train: bool
-    remat: bool
+    remat: Remat
     dtype: DTypeLike
 
     def residual(self, h: Array, width: int, name: str, resample: Literal["down", "up"] | None = None) -> Array:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdiff.networks.attention import attend
 from jaxdiff.networks.conditioning import VectorEmbedding, concat_image, tokens_and_mask
-from jaxdiff.networks.depth import run_block
+from jaxdiff.networks.depth import Remat, run_block
 from jaxdiff.networks.embeddings import labels_or_null, sinusoidal_embedding
 from jaxdiff.networks.initializers import constant, declare, normal
 from jaxdiff.networks.layers import Conv, LayerNorm, Linear, check_channels, depth_to_space, space_to_depth
@@ -115,7 +115,7 @@ class UViT(nn.Module):
     final_conv: bool = True
     time_scale: float = 1.0
     dropout: float = 0.0
-    remat: bool = False
+    remat: Remat = False
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:

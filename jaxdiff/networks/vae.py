@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from jaxdiff.networks.depth import Remat
 from jaxdiff.networks.layers import Conv, GroupNorm, Linear, check_channels, check_divisible
 from jaxdiff.networks.preset import Preset
 from jaxdiff.networks.unet_blocks import (
@@ -36,7 +37,7 @@ class Shape:
     middle_attention: bool
     groups: int
     dtype: DTypeLike
-    remat: bool
+    remat: Remat
 
     def block(self, width: int, resample: Literal["down", "up"] | None, name: str) -> nn.Module:
         """Residual block without embedding."""
@@ -130,7 +131,7 @@ class AutoencoderKL(nn.Module):
     shift_factor: float = 0.0
     groups: int = 32
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = False
 
     def __post_init__(self) -> None:
         """Check the fields."""
