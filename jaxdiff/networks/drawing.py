@@ -1,8 +1,8 @@
 """Random parameters, drawn as pieces of two long vectors: all at once, or each on the device where it will lie."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.random import threefry2x32_p
 from jax.sharding import AbstractMesh, PartitionSpec
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from jaxdiff.networks.initializers import Initializer
 
@@ -18,6 +18,8 @@ __all__ = ["draw", "draw_split"]
 
 Layout: TypeAlias = Sequence[tuple[tuple[int, ...], Initializer]]
 """Shape and distribution of each array."""
+
+CHUNK = 2**16
 
 _LOWEST = float(np.nextafter(np.float32(-1.0), np.float32(0.0)))
 
@@ -65,26 +67,32 @@ def draw_split(key: Key[Array, ""], layout: Layout, mesh: AbstractMesh, specs: S
     if str(jax.random.key_impl(key)) != "threefry2x32" or not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]: made at run time
         return draw(key, layout)
     words = jax.random.key_data(jax.random.split(key))
+    axes = [_axes(spec, len(shape)) for (shape, _), spec in zip(layout, specs, strict=True)]
     local = [
-        (tuple(n // math.prod(mesh.shape[a] for a in names) for n, names in zip(shape, axes, strict=True)), init)
-        for (shape, init), axes in ((item, _axes(spec, len(item[0]))) for item, spec in zip(layout, specs, strict=True))
+        (tuple(n // math.prod(mesh.shape[a] for a in names) for n, names in zip(shape, split, strict=True)), init)
+        for (shape, init), split in zip(layout, axes, strict=True)
     ]
+    used = sorted({name for split in axes for names in split for name in names})
+    coordinates = np.indices([mesh.shape[name] for name in used]).reshape(len(used), -1)
 
     def mine(words: UInt32[Array, "2 2"]) -> list[Array]:
+        device = jnp.int32(0)
+        for name in used:
+            device = device * mesh.shape[name] + jax.lax.axis_index(name)
         vectors = {}
         for kind, pair, law in zip(("uniform", "normal"), words, (_uniform, _normal), strict=True):
-            positions, offset = [], 0
-            for (shape, init), (part, _), spec in zip(layout, local, specs, strict=True):
+            pieces, offset = [], 0
+            for (shape, init), (part, _), split in zip(layout, local, axes, strict=True):
                 if init.kind == kind:
-                    positions.append(_positions(offset, shape, part, _axes(spec, len(shape)), mesh.shape))
+                    start = _start(shape, part, split, dict(zip(used, coordinates, strict=True)), mesh.shape)
+                    pieces += _pieces(start + np.uint64(offset), part, shape)
                     offset += math.prod(shape)
-            vectors[kind] = law(_bits(pair, positions))
+            vectors[kind] = _drawn(pair, pieces, device, law)
         # Without the barrier XLA would copy the random generator into every piece.
         return _cut(jax.lax.optimization_barrier(vectors), local)
 
     # Devices that hold the same part compute it alike, which jax can not see.
-    split = jax.shard_map(mine, mesh=mesh, in_specs=PartitionSpec(), out_specs=list(specs), check_vma=False)
-    return split(words)
+    return jax.shard_map(mine, mesh=mesh, in_specs=PartitionSpec(), out_specs=list(specs), check_vma=False)(words)
 
 
 def _total(layout: Layout, kind: str) -> int:
@@ -110,46 +118,97 @@ def _axes(spec: PartitionSpec, ndim: int) -> list[tuple[str, ...]]:
     return names + [()] * (ndim - len(names))
 
 
-def _positions(
-    offset: int,
+class _Piece(NamedTuple):
+    """Entries of an array that one device keeps: ``start[device] + sum(index * stride)`` in the long vector."""
+
+    start: np.ndarray
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _start(
     shape: tuple[int, ...],
     part: tuple[int, ...],
-    axes: Sequence[tuple[str, ...]],
+    split: Sequence[tuple[str, ...]],
+    coordinates: Mapping[str, np.ndarray],
     sizes: Mapping[str, int],
-) -> tuple[UInt32[Array, " n"], UInt32[Array, " n"]]:
-    """Positions of this device's entries in the long vector, as high and low words, row after row."""
-    high, low = (jnp.full(part, word, jnp.uint32) for word in _words(np.uint64(offset)))
-    for axis, (whole, size, names) in enumerate(zip(shape, part, axes, strict=True)):
-        index = jnp.int32(0)
+) -> np.ndarray:
+    """Position in its array of the first entry that each device keeps."""
+    start = np.zeros(next(iter(coordinates.values())).shape if coordinates else (1,), np.uint64)
+    for size, stride, names in zip(part, _strides(shape), split, strict=True):
+        index = np.zeros_like(start)
         for name in names:
-            index = index * sizes[name] + jax.lax.axis_index(name)
-        # 64 bits without 64-bit arithmetic: the steps along one axis are few enough for a table.
-        steps = np.arange(whole, dtype=np.uint64) * np.uint64(math.prod(shape[axis + 1 :]))
-        along = [1] * len(part)
-        along[axis] = size
-        step_high, step_low = (
-            jax.lax.dynamic_slice(jnp.asarray(word), (index * size,), (size,)).reshape(along) for word in _words(steps)
-        )
-        total = low + step_low
-        high, low = high + step_high + (total < low).astype(jnp.uint32), total
-    return high.reshape(-1), low.reshape(-1)
+            index = index * np.uint64(sizes[name]) + coordinates[name].astype(np.uint64)
+        start += index * np.uint64(size * stride)
+    return start
 
 
-def _words(position: np.ndarray | np.uint64) -> tuple[np.ndarray, np.ndarray]:
-    """High and low 32 bits."""
-    position = np.asarray(position)
-    return (position >> np.uint64(32)).astype(np.uint32), (position & np.uint64(2**32 - 1)).astype(np.uint32)
+def _pieces(start: np.ndarray, part: tuple[int, ...], shape: tuple[int, ...]) -> list[_Piece]:
+    """One piece, or several along the first axis if positions in the array need more than 32 bits."""
+    if math.prod(shape) <= 2**32:
+        return [_Piece(start, part, _strides(shape))]
+    stride = math.prod(shape[1:])
+    rows = max(1, 2**32 // stride)
+    pieces = []
+    for row in range(0, part[0], rows):
+        count = min(rows, part[0] - row)
+        begin = start + np.uint64(row * stride)
+        if count > 1:
+            pieces.append(_Piece(begin, (count, *part[1:]), _strides(shape)))
+        else:
+            pieces += _pieces(begin, part[1:], shape[1:])
+    return pieces
 
 
-def _bits(
-    words: UInt32[Array, "2"], positions: Sequence[tuple[UInt32[Array, " n"], UInt32[Array, " n"]]]
-) -> UInt32[Array, " m"]:
-    """Entries of ``jax.random.bits`` of one long vector at some positions."""
-    if not positions:
-        return jnp.zeros((0,), jnp.uint32)
-    high, low = (jnp.concatenate(parts) for parts in zip(*positions, strict=True))
-    one, two = threefry2x32_p.bind(words[0], words[1], high, low)
-    return one ^ two
+def _drawn(
+    words: UInt32[Array, "2"],
+    pieces: Sequence[_Piece],
+    device: Int[Array, ""],
+    law: Callable[[UInt32[Array, " n"]], Float[Array, " n"]],
+) -> Float[Array, " m"]:
+    """Entries of one long vector that the pieces name, one after another.
+
+    The position of an entry is computed from tables, in chunks: code and memory do not grow with the network.
+    """
+    total = sum(math.prod(piece.shape) for piece in pieces)
+    if not total:
+        return jnp.zeros((0,), jnp.float32)
+    if total >= 2**32 - CHUNK:
+        raise ValueError(f"{total} entries on one device are too many to draw: split them over more devices")
+    rank = max(len(piece.shape) for piece in pieces)
+    shapes, strides = (
+        np.array([(1,) * (rank - len(row)) + row for row in rows], np.uint64).reshape(-1, rank).astype(np.uint32)
+        for rows in ([piece.shape for piece in pieces], [piece.strides for piece in pieces])
+    )
+    begins = np.cumsum([0] + [math.prod(piece.shape) for piece in pieces])[:-1].astype(np.uint32)
+    start = np.stack([piece.start for piece in pieces], axis=-1)
+    low, high = (jnp.asarray(word)[device] for word in _words(start))
+    size = min(CHUNK, total)
+
+    def chunk(first: UInt32[Array, ""]) -> Array:
+        entry = first + jax.lax.iota(jnp.uint32, size)
+        piece = jnp.searchsorted(jnp.asarray(begins), entry, side="right") - 1
+        rest, position = entry - jnp.asarray(begins)[piece], jnp.zeros((size,), jnp.uint32)
+        for axis in reversed(range(rank)):
+            length = jnp.asarray(shapes[:, axis])[piece]
+            position += rest % length * jnp.asarray(strides[:, axis])[piece]
+            rest = rest // length
+        position += low[piece]
+        carry = (position < low[piece]).astype(jnp.uint32)
+        one, two = threefry2x32_p.bind(words[0], words[1], high[piece] + carry, position)
+        return law(one ^ two)
+
+    firsts = np.arange(0, total, size, dtype=np.uint64).astype(np.uint32)
+    return jax.lax.map(chunk, jnp.asarray(firsts)).reshape(-1)
+
+
+def _words(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high 32 bits."""
+    return (position & np.uint64(2**32 - 1)).astype(np.uint32), (position >> np.uint64(32)).astype(np.uint32)
 
 
 def _unit(bits: UInt32[Array, " n"], lowest: float) -> Float[Array, " n"]:

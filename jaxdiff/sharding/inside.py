@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff.sharding.mesh import ROWS
+from jaxdiff.sharding.mesh import ROWS, place
 from jaxdiff.sharding.rules import MIN_SIZE, RULES, Placement, Rules, placement
 
 __all__ = ["create", "gather", "here", "on_mesh", "split_rows"]
@@ -130,4 +130,7 @@ def create(first: Callable[[], Any], shardings: Any, *, rules: Rules = RULES, mi
         The state, as global arrays. No two of them share memory, so that it can be donated.
     """
     mesh = jax.tree.leaves(shardings)[0].mesh
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        # Every device keeps everything: nothing to save, and nothing compiled is quicker.
+        return place(first(), shardings)
     return jax.jit(on_mesh(first, mesh, rules=rules, min_size=min_size), out_shardings=shardings)()

@@ -116,7 +116,7 @@ def _by_rule(
 
 
 def _largest(shape: tuple[int, ...], axes: list[tuple[str, ...]], sizes: Mapping[str, int], fsdp: int) -> int | None:
-    """The axis to split over "fsdp": the largest that divides, rather one that no rule has split; of equals the last."""
+    """The axis to split over "fsdp": the largest that divides, of those that no rule has split if there are any."""
 
     def part(axis: int) -> int:
         return shape[axis] // math.prod(sizes[name] for name in axes[axis])
