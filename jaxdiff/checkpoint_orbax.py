@@ -5,6 +5,7 @@ import logging
 import pathlib
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,10 @@ import numpy as np
 
 from jaxdiff import checkpoint_digests as digests
 
-__all__ = ["abstract_target", "open_manager", "restore_field", "restore_state", "save"]
+__all__ = ["REMOVED", "abstract_target", "empty_removed", "open_manager", "restore_field", "restore_state", "save"]
+
+REMOVED = "removed"
+"""Folder beside the steps in which those that are not kept wait for their deletion."""
 
 
 def abstract_target(tree: Any) -> Any:
@@ -96,7 +100,7 @@ def open_manager(directory: pathlib.Path, *, preservation: Any, timeout: float) 
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         # Done here because orbax would do it in a thread that nothing waits for.
-        for left_over in directory.glob("*.orbax-checkpoint-tmp*"):
+        for left_over in (*directory.glob("*.orbax-checkpoint-tmp*"), *directory.glob(REMOVED)):
             shutil.rmtree(left_over)
     state, meta = _state_handler(), ocp.JsonCheckpointHandler()
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -106,6 +110,7 @@ def open_manager(directory: pathlib.Path, *, preservation: Any, timeout: float) 
     options = ocp.CheckpointManagerOptions(
         enable_async_checkpointing=True,
         preservation_policy=preservation,
+        todelete_subdir=REMOVED,
         async_options=ocp.options.AsyncOptions(
             timeout_secs=max(1, round(timeout)),
             # Called by process 0 when everybody has written and before the folder gets its final name.
@@ -113,6 +118,28 @@ def open_manager(directory: pathlib.Path, *, preservation: Any, timeout: float) 
         ),
     )
     return ocp.CheckpointManager(directory, options=options, handler_registry=registry)
+
+
+def empty_removed(directory: pathlib.Path) -> threading.Thread:
+    """Start to delete the checkpoints that are not kept, beside the training.
+
+    Orbax has moved them into a folder of their own: deleted where they were, they would look like damaged ones to
+    whoever looks meanwhile, and for ever if this process dies.
+
+    Args:
+        directory: where the checkpoints are.
+
+    Returns:
+        The thread that deletes them; what it leaves is deleted at the next opening.
+    """
+
+    def work() -> None:
+        for folder in (directory / REMOVED).glob("*"):  # the folder itself stays for the next ones
+            shutil.rmtree(folder, ignore_errors=True)
+
+    thread = threading.Thread(target=work, name="jaxdiff-remove")
+    thread.start()
+    return thread
 
 
 def save(manager: Any, step: int, state: Any, meta: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import pathlib
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -126,6 +127,7 @@ class Checkpoints:
         for step in valid_steps(self.directory):
             self._retention.metrics[step] = load_meta(self.directory, step).get("metrics") or {}
         self._opened: Any = None
+        self._removal: threading.Thread | None = None
 
     def _manager(self) -> Any:
         """Open orbax's manager at the first need, and again after a failed save."""
@@ -244,6 +246,7 @@ class Checkpoints:
             self._manager().check_for_errors()
             if jax.process_index() == 0:
                 digests.seal(self.directory / str(self._pending))
+                self._removal = storage.empty_removed(self.directory)
         except Exception as error:
             raise self._failed(error) from error
         step, self._pending = self._pending, None
@@ -315,3 +318,8 @@ class Checkpoints:
             if self._opened is not None:
                 self._opened.close()
                 self._opened = None
+            if self._removal is not None:
+                self._removal.join()
+                self._removal = None
+                with contextlib.suppress(OSError):  # not empty: the next opening deletes the rest
+                    (self.directory / storage.REMOVED).rmdir()

@@ -9,7 +9,6 @@ import sys
 
 import jax
 import numpy as np
-import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -124,7 +123,7 @@ def test_twenty_kills_while_saving_lose_nothing_and_change_nothing(tmp_path):
     print(f"20 kills, {middle} of them in the middle of a save; {last} steps in all")
     assert middle >= 5  # else the kills did not fall where they hurt
     assert ckpt.intact(tmp_path / "run") == last and ckpt.valid_steps(tmp_path / "run")[-1] == last
-    assert not list((tmp_path / "run").glob("*tmp*"))
+    assert not list((tmp_path / "run").glob("*tmp*")) and not list((tmp_path / "run").glob("*.invalid*"))
 
 
 MOVED = """
@@ -222,56 +221,3 @@ def test_one_process_then_two_one_of_which_dies_then_one(tmp_path):
         assert sum(arrays) < (64 * 32 + 2 * 32 * 32) * 4, arrays  # and what both had, once
         reader.save(4, got, {})
     assert ckpt.intact(path) == 4
-
-
-TWO_PROCESSES = """
-import os, signal, sys
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-index, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, initialization_timeout=30)
-import jax.numpy as jnp, numpy as np
-from jaxdiff import sharding, stopping, training
-from jaxdiff.checkpoints import Checkpoints
-
-def loss(params, batch, key):
-    noise = jax.random.normal(key, batch["x"].shape)
-    return jnp.square((batch["x"] + noise) @ params["w"]).mean(), {"first": noise[0, 0], "last": noise[-1, 0]}
-
-mesh = sharding.make_mesh()
-batch = sharding.shard_batch({"x": np.full((4, 3), 1.0 + index, np.float32)}, mesh)
-tx, _ = training.make_optimizer(peak_lr=1e-3)
-state = training.init_state({"w": np.ones((3, 2), np.float32)}, tx, loss=loss, batch=batch)
-where = sharding.state_sharding(state, mesh)
-state = sharding.place(state, where)
-step = training.make_train_step(loss, tx, ema_decay=0.9, state_sharding=where)
-with stopping.StopSignal() as stop, Checkpoints(path) as writer:
-    done = 0
-    while done < 20_000 and not stop.requested(done):
-        state = step(state, batch, jax.random.key(0))
-        done += 1
-        if done == 3:
-            tally = training.read_tally(state)
-            print(tally["loss"], tally["first"], tally["last"], flush=True)
-            if index == 0:
-                os.kill(os.getpid(), signal.SIGTERM)  # only one of the two is told
-    writer.save(done, state, {})
-print(done, flush=True)
-os._exit(stopping.ExitCode.STOPPED if done < 20_000 else 1)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_stop_at_the_same_step_and_restore_in_one(tmp_path):
-    results = start_two(TWO_PROCESSES, str(tmp_path / "run"))
-    assert [code for code, _, _ in results] == [75, 75], [errors[-1500:] for _, _, errors in results]
-    lines = [[line for line in out.splitlines() if "Gloo" not in line] for _, out, _ in results]
-    assert lines[0] == lines[1]
-    done = int(lines[0][-1])
-    target = {"w": jax.ShapeDtypeStruct((3, 2), "float32")}
-    assert np.isfinite(ckpt.restore_params(tmp_path / "run", target)["w"]).all()
-    assert ckpt.read_meta(tmp_path / "run")["step"] == done
-    # and the losses and the noise are those of one process with the whole batch
-    noises = [np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (8, 3))) for i in range(3)]
-    first, last = (np.mean([n[row, 0] for n in noises]) for row in (0, -1))
-    np.testing.assert_allclose([float(v) for v in lines[0][0].split()[1:]], [first, last], rtol=1e-5)

@@ -176,16 +176,16 @@ def test_images_come_back_and_train_again(tmp_path, form):
     assert (tmp_path / "grid_seed3.png").is_file()
     draw(run, tmp_path / "png", format="png", shard_size=10)
     expected = outputs.read_pngs(tmp_path / "png", range(25), seed=3)
+    kind, pattern = ("npz", "samples_seed3_*.npz") if form == "shards" else ("array_record", "")
+    found = build.source(C.DataConfig(kind=kind, path=str(tmp_path / pattern)))
+    assert len(found) == 25 and found.spec.num_classes == 3 and found.spec.kind == "image"
+    x, label = found.gather(np.arange(25))["x"], found.gather(np.arange(25))["label"]
     if form == "shards":
-        found = build.source(C.DataConfig(kind="npz", path=str(tmp_path / "samples_seed3_*.npz")))
-        assert len(found) == 25 and found.spec.num_classes == 3 and found.spec.kind == "image"
-        x, label = found.gather(np.arange(25))["x"], found.gather(np.arange(25))["label"]
         stored = outputs.read_metadata(tmp_path / outputs.shard_name(3, shards[0]))
     else:
         paths = [tmp_path / outputs.shard_name(3, shard, suffix) for shard in shards]
         decoded = [outputs.decode_record(r) for path in paths for r in outputs.read_records(path)]
         assert [head["index"] for _, head in decoded] == list(range(25))
-        x, label = np.stack([x for x, _ in decoded]), np.array([head["label"] for _, head in decoded])
         stored = decoded[0][1]["metadata"]
         broken = bytearray(paths[1].read_bytes())
         broken[len(broken) // 2] ^= 0xFF
