@@ -164,7 +164,12 @@ def sample(trial: Trial, seconds: float, out: Output, image: str = "") -> None:
     arguments = (params, keys, build.grid(config), build.conditioning(model, labels, trial.batch), jnp.float32(1.0))
     compiled = compile_step(draw, *arguments)
     per_batch = time_groups(lambda: compiled.call(*arguments), seconds=seconds, groups=3)
-    fields = {"network": trial.network, "batch": trial.batch, "steps": config.sample.steps, "ms_per_batch": 1e3 * per_batch}
+    fields = {
+        "network": trial.network,
+        "batch": trial.batch,
+        "steps": config.sample.steps,
+        "ms_per_batch": 1e3 * per_batch,
+    }
     fields |= {"compile_s": compiled.seconds} | memory_fields(compiled)
     out.write("gpu/sample", trial.name, trial.batch / per_batch, "images/s", fields)
     if image:
@@ -219,7 +224,9 @@ def cifar(request: dict[str, Any], trial: Trial, out: Output) -> None:
             jax.block_until_ready(state.step)
         if spent - shown > 30:
             shown = spent
-            print(f"{spent:.0f} s, {step} steps, mean loss {float(state.tally['loss'].total / state.tally['loss'].count):.4f}")
+            print(
+                f"{spent:.0f} s, {step} steps, mean loss {float(state.tally['loss'].total / state.tally['loss'].count):.4f}"
+            )
     jax.block_until_ready(state.step)
     spent = time.monotonic() - start
     loss = float(state.tally["loss"].total / state.tally["loss"].count)
