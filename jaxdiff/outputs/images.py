@@ -1,5 +1,6 @@
 """Image grids and single PNGs, and which of them a resumed run may skip."""
 
+import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,6 @@ from jaxdiff.outputs.files import (
     Metadata,
     json_values,
     replacing,
-    to_json,
 )
 from jaxdiff.outputs.resuming import sample_name
 
@@ -214,10 +214,10 @@ def _write_png(path: Path, image: UInt8[np.ndarray, "h w c"], metadata: Metadata
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    chunks = PngInfo()
-    for name, value in json_values(metadata).items():
+    chunks, values = PngInfo(), json_values(metadata)
+    for name, value in values.items():
         chunks.add_text(name, value if isinstance(value, str) else str(value))
-    chunks.add_text(JSON_CHUNK, to_json(metadata))
+    chunks.add_text(JSON_CHUNK, json.dumps(values))
     picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
     with replacing(path) as file:
         picture.save(file, format="PNG", pnginfo=chunks)
