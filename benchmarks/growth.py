@@ -111,7 +111,7 @@ def mesh_case(request: dict[str, Any], out: Output) -> None:
 
     data, fsdp, tensor = request["mesh"]
     rows = ROWS * data * fsdp
-    sizes = {"small": (4, 256, 4, 8, 16), "large": (2, 1152, 28, 16, 32), "smoke": (4, 128, 2, 2, 8)}
+    sizes = {"small": (4, 256, 4, 8, 16), "large": (2, 1152, 28, 16, 32), "smoke": (4, 128, 2, 2, 8), "tiny": (4, 32, 2, 2, 8)}
     patch, width, depth, heads, size = sizes[request["size"]]
     network = DiTConfig(patch=patch, width=width, depth=depth, heads=heads, scan=True, remat=request["size"] == "large")
     config = _config(network, rows, size, dtype=request.get("dtype", "float32"), channels=4)
