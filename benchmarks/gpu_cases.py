@@ -49,9 +49,7 @@ NETWORKS = {
     "diffit-cifar10": Case(
         recipe="diffit-cifar10",
         network=None,
-        smoke=DiffiTImageConfig(
-            widths=(32, 32), blocks=(1, 1), window=2, head_dim=32, token_dim=32, time_scale=1000.0
-        ),
+        smoke=DiffiTImageConfig(widths=(32, 32), blocks=(1, 1), window=2, head_dim=32, token_dim=32, time_scale=1000.0),
         shape=(32, 32, 3),
         batches=(512, 256, 128),
         target=0.3,

@@ -1,6 +1,6 @@
 """The PyTorch side of gpu.py: the same DiT and DDPM++ trained in bfloat16, eager or compiled; needs no jax.
 
-    python -m benchmarks.peers_gpu '{"network": "dit-xl/2", "batch": 128, "compile": true, "smoke": false, "seconds": 5}'
+    python -m benchmarks.peers_gpu '{"network": "dit-b/2", "batch": 64, "compile": true, "smoke": false, "seconds": 5}'
     python -m benchmarks.peers_gpu --check tests/references        # outputs beside those of the published networks
 
 Parameters have the names of the published state dicts. A step is: noise, forward and backward under autocast to
