@@ -15,7 +15,7 @@ import tyro
 from jaxdiff import cli, distributed
 from jaxdiff.config import Config, SampleConfig
 from jaxdiff.config.sections import GridName, SamplerName
-from jaxdiff.sampling import Request, load_run, parse_labels, read_inputs, run_request
+from jaxdiff.sampling import Request, load_run, parse_labels, parse_part, read_inputs, run_request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,16 @@ class Arguments:
     """Sample i depends on this and i alone."""
     out: pathlib.Path | None = None
     """Folder for the samples; default RUN_DIR/samples."""
-    format: Literal["auto", "png", "npz", "csv", "wav"] = "auto"
-    """auto: PNG for images, CSV for vectors, WAV for audio."""
+    format: Literal["auto", "png", "npz", "csv", "wav", "shards", "array_record"] = "auto"
+    """auto: PNG for images, CSV for vectors, WAV for audio. For many samples: shards (npz files) or array_record."""
+    shard_size: int = 1000
+    """Samples of one file of shards or array_record; also what a process takes at a time."""
+    part: str = ""
+    """I/N: draw part I (from 0) of N and nothing else, so that N processes or machines share the work."""
     trajectory: bool = False
     """Also write the states of the first samples: trajectory.npz and, for images, reverse.gif and reverse.png."""
     batch_size: int | None = None
-    """Samples drawn at once; changes no sample."""
+    """Samples drawn at once, over all devices; changes no sample."""
     weights: Literal["ema", "raw"] = "ema"
     """Averaged weights, or those of the last step."""
     checkpoint: int | None = None
@@ -86,7 +90,7 @@ def main() -> int:
 
 def sample(args: Arguments) -> int:
     """Load the run, draw, write."""
-    run = load_run(args.run_dir, step=args.checkpoint, weights=args.weights)
+    run = load_run(args.run_dir, step=args.checkpoint, weights=args.weights, spread=True)
     run = run._replace(config=updated(run.config, args))
     print(cli.start(run.config.runtime), file=sys.stderr)
     print(f"{args.run_dir}: recipe {run.config.name}, step {run.step}, {args.weights} weights", file=sys.stderr)
@@ -97,9 +101,11 @@ def sample(args: Arguments) -> int:
         format=args.format,
         trajectory=args.trajectory,
         inputs=read_inputs(args.inputs, run.model),
+        shard_size=args.shard_size,
+        part=parse_part(args.part),
     )
     for line in run_request(run, request):
-        print(line)
+        print(line, flush=True)
     return 0
 
 

@@ -24,7 +24,7 @@ from jaxdiff.config import Config, from_dict, to_json
 from jaxdiff.networks import count_params
 from jaxdiff.previews import write_preview
 from jaxdiff.profiling import Profile
-from jaxdiff.runs import Run, batches, first_state, model_flops, open_run, restore
+from jaxdiff.runs import Run, batches, first_state, model_flops, open_run, peak_flops, restore
 from jaxdiff.stopping import ExitCode, StopSignal
 from jaxdiff.training import DivergedError, TrainState, num_updates, raise_if_diverged, read_tally, reset_tally
 from jaxdiff.writers import JsonLog, Progress, TensorBoardLog
@@ -85,7 +85,7 @@ def describe(run: Run) -> None:
 
 def dry_run(run: Run) -> int:
     """Say what one step and the whole run will take; time a few steps if they fit into the memory."""
-    for line in sharding.describe_sharding(run.shapes, run.mesh):
+    for line in sharding.format_placements(sharding.describe(run.shapes.params, run.mesh)):
         print(line)
     config, key = run.config, jax.random.key(run.config.seed)
     print(f"parameters: {count_params(run.shapes.params):,}")
@@ -114,8 +114,7 @@ def dry_run(run: Run) -> int:
 def _utilisation(run: Run, flops: float | None, seconds: float) -> str:
     if flops is None:
         return ""
-    share = flops / seconds / planning.measured_peak(run.config.runtime.dtype) / run.mesh.size
-    return f", {share:.1%} of the measured peak of matrix products"
+    return f", {flops / seconds / peak_flops(run):.1%} of the measured peak of matrix products"
 
 
 def _shapes(batch: Any) -> dict[str, str]:
@@ -145,7 +144,7 @@ def write_log(run: Run, writers: Writers, state: TrainState, timing: dict[str, f
 def compiled_step(run: Run, state: TrainState, batch: Any, key: jax.Array) -> tuple[Compiled, float]:
     """Compile the train step and report it; returns it and the seconds that a step takes at the measured peak."""
     compiled = compile_step(run.step, state, batch, key)
-    flops, peak = model_flops(run) or math.nan, planning.measured_peak(run.config.runtime.dtype) * run.mesh.size
+    flops, peak = model_flops(run, compiled) or math.nan, peak_flops(run)
     log.info(
         "compiled the train step in %.1f s%s: %.4g GFLOP, %s per device; measured peak %.4g GFLOP/s",
         compiled.seconds,
@@ -161,7 +160,7 @@ def loop(run: Run, checkpoints: Checkpoints, state: TrainState, peers: distribut
     """Train until done or asked to stop."""
     train, begin, calls = run.config.train, int(state.step), run.config.runtime.steps_per_call
     key = jax.random.key(run.config.seed)
-    preview = write_preview(run.config, run.model, run.folder, run.loader) if train.sample_every else None
+    preview = write_preview(run.config, run.model, run.folder, run.loader, run.mesh) if train.sample_every else None
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal(peers.agree))
         found = stack.enter_context(batches(run, begin))

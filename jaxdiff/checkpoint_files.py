@@ -1,7 +1,7 @@
 """What a checkpoint looks like on disk, and what may be said about it without loading its arrays.
 
 A checkpoint is a folder named by its step with two items: ``state`` (the arrays) and ``meta`` (JSON with what
-is needed to use them). It counts only when it is committed, complete and says its own step.
+is needed to use them), and ``digests.json``. It counts only when it is committed, complete and says its own step.
 """
 
 import importlib.metadata
@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxdiff import checkpoint_digests as digests
 
 __all__ = [
     "FORMAT_VERSION",
@@ -47,8 +49,10 @@ Best: TypeAlias = tuple[str, Literal["min", "max"]]
 RESERVED = ("step", "metrics", "leaves", "format_version", "jaxdiff_version")
 """Fields of the meta item that are written by ``save`` itself."""
 
-FORMAT_VERSION = 1
-"""Version of the layout of a checkpoint; a newer one than this is refused."""
+FORMAT_VERSION = 2
+"""Version of the layout of a checkpoint; a newer one than this is refused. Since 2 it carries checksums."""
+
+META = "meta/metadata"
 
 _log = logging.getLogger("jaxdiff")
 
@@ -60,11 +64,13 @@ class SaveReport(NamedTuple):
         step: its step.
         bytes: size on disk.
         seconds: from the start of the save to its commit; most of it ran beside the training.
+        blocked: the part of it for which ``save`` held up the caller, with the wait for the save before it.
     """
 
     step: int
     bytes: int
     seconds: float
+    blocked: float = 0.0
 
 
 def _problem(folder: pathlib.Path) -> str | None:
@@ -72,16 +78,27 @@ def _problem(folder: pathlib.Path) -> str | None:
     try:
         marker = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
         if not marker.get("commit_timestamp_nsecs"):
-            return "it was never committed"
+            return "it was never committed, says _CHECKPOINT_METADATA"
     except (OSError, ValueError):
-        return "it has no commit marker"
+        return "it has no commit marker that can be read, _CHECKPOINT_METADATA"
     for name in ("_METADATA", "manifest.ocdbt"):
         if not (folder / "state" / name).is_file():
             return f"state/{name} is missing"
     try:
-        step = json.loads((folder / "meta" / "metadata").read_text())["step"]
+        files = digests.read(folder)
+    except ValueError as error:
+        return str(error)
+    # The small files, at every look; the arrays are compared before they are read.
+    wrong = digests.trouble(folder, files or {}, (*digests.MARKERS, META))
+    if wrong:
+        return next(iter(wrong.values()))
+    try:
+        meta = json.loads((folder / META).read_text())
+        step, version = meta["step"], meta["format_version"]
     except (OSError, ValueError, KeyError, TypeError):
         return "its meta item is missing or unreadable"
+    if files is None and version != 1:
+        return f"{digests.DIGESTS} is missing"
     return None if step == int(folder.name) else f"its content is of step {step}"
 
 
@@ -134,7 +151,7 @@ def choose(directory: PathLike, step: int | None) -> list[int]:
 
 def load_meta(directory: PathLike, step: int) -> dict[str, Any]:
     """Read the meta item of one checkpoint that is known to be complete; see ``read_meta``."""
-    meta = json.loads((pathlib.Path(directory) / str(step) / "meta" / "metadata").read_text())
+    meta = json.loads((pathlib.Path(directory) / str(step) / META).read_text())
     version = meta.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise ValueError(
@@ -311,11 +328,11 @@ def missing_space(folder: pathlib.Path, state: Any) -> str | None:
     return f"no space left on device ({need / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free)"
 
 
-def report(folder: pathlib.Path, step: int) -> SaveReport:
+def report(folder: pathlib.Path, step: int, blocked: float) -> SaveReport:
     """Measure a checkpoint that was committed."""
     marker = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    return SaveReport(step, size, (marker["commit_timestamp_nsecs"] - marker["init_timestamp_nsecs"]) / 1e9)
+    seconds = (marker["commit_timestamp_nsecs"] - marker["init_timestamp_nsecs"]) / 1e9
+    return SaveReport(step, digests.total_bytes(folder), seconds, blocked)
 
 
 def root_cause(error: BaseException) -> str:

@@ -1,21 +1,22 @@
-"""Checkpoints: asynchronous saves, validated restores, retention. The only module that imports orbax.
+"""Checkpoints: asynchronous saves, validated restores, retention.
 
-A step folder that is not committed, not complete or not of its own step is never chosen and never deleted:
-it is set aside with a warning, and the checkpoint before it is taken.
+A step folder that is not committed, not complete, not of its own step or not as it was written is never chosen and
+never deleted: it is set aside with a warning that names the file, and the checkpoint before it is taken.
 """
 
 import contextlib
 import logging
 import math
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from jaxdiff import checkpoint_digests as digests
+from jaxdiff import checkpoint_orbax as storage
 from jaxdiff.checkpoint_files import (
     FORMAT_VERSION,
     Best,
@@ -36,14 +37,18 @@ from jaxdiff.checkpoint_files import (
     steps_to_keep,
     valid_steps,
 )
+from jaxdiff.checkpoint_reading import DamagedError, intact, read_one, restore_params
+from jaxdiff.peers import barrier
 
 __all__ = [
     "FORMAT_VERSION",
     "Checkpoints",
+    "DamagedError",
     "NonFiniteStateError",
     "SaveError",
     "SaveReport",
     "config_differences",
+    "intact",
     "read_meta",
     "restore_params",
     "steps_to_keep",
@@ -59,72 +64,6 @@ class SaveError(RuntimeError):
 
 class NonFiniteStateError(SaveError):
     """The state holds NaN or infinity and was not saved."""
-
-
-def _target(tree: Any) -> Any:
-    """Abstract arrays, each with the sharding that it shall have."""
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def one(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=getattr(x, "sharding", None) or default)
-
-    return jax.tree.map(one, tree)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep orbax from printing the traceback of an error that is raised here in one line."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def restore_params(directory: PathLike, abstract: Any, *, name: str = "ema_params", step: int | None = None) -> Any:
-    """Read one field of the saved state and nothing else.
-
-    Args:
-        directory: where the checkpoints are.
-        abstract: the tree of arrays wanted, as arrays or ``jax.ShapeDtypeStruct`` with shardings.
-        name: field of the saved state: "ema_params" or "params".
-        step: which checkpoint; None takes the newest that can be read.
-
-    Returns:
-        The tree, on the devices that ``abstract`` asks for.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: the shapes differ; names the arrays.
-    """
-    import orbax.checkpoint as ocp
-
-    target = {name: _target(abstract)}
-    wanted = describe(abstract, name)
-    for candidate in choose(directory, step):
-        leaves = load_meta(directory, candidate)["leaves"]
-        saved = {key: value for key, value in leaves.items() if key == name or key.startswith((f"{name}[", f"{name}."))}
-        check_fits(saved, wanted, f"Checkpoint {directory}/{candidate}")
-        args = ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-        )
-        try:
-            with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                return reader.restore(pathlib.Path(directory).absolute() / str(candidate) / "state", args=args)[name]
-        except (OSError, ValueError, KeyError) as error:
-            _unreadable(directory, candidate, error, final=step is not None)
-    raise FileNotFoundError(f"No readable checkpoint in {directory}.")
-
-
-def _unreadable(directory: PathLike, step: int, error: Exception, *, final: bool) -> None:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    if final:
-        raise ValueError(f"Checkpoint {directory}/{step} can not be read: {reason}") from error
-    _log.warning("checkpoint %s/%d can not be read, trying the one before it: %s", directory, step, reason)
 
 
 class _Retention:
@@ -156,6 +95,7 @@ class Checkpoints:
         keep_last: int = 2,
         keep_every: int | None = None,
         keep_best: Best | None = None,
+        timeout: float = 1200.0,
     ) -> None:
         """Open or create a directory of checkpoints.
 
@@ -164,10 +104,13 @@ class Checkpoints:
             keep_last: how many of the newest to keep, >= 1.
             keep_every: also keep steps divisible by this, >= 1.
             keep_best: also keep the best by (metric, "min" or "max") of the ``metrics`` given to ``save``.
+            timeout: seconds after which a save fails that waits for its writes or for another process, > 0.
 
         Raises:
             ValueError: an option out of range.
         """
+        if not timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds; got {timeout}.")
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep_last and keep_every must be at least 1; got {keep_last} and {keep_every}.")
         if keep_best is not None and keep_best[1] not in ("min", "max"):
@@ -175,32 +118,21 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).absolute()
         self._retention = _Retention(keep_last, keep_every, keep_best)
         self._pending: int | None = None
+        self._timeout, self._blocked = timeout, 0.0
         self._here: int | None = None
         for step, problem in scan(self.directory).items():
             if problem:
                 self._set_aside(step, problem)
-        _barrier("jaxdiff-checkpoints-open")
+        barrier("jaxdiff-checkpoints-open", timeout)
         for step in valid_steps(self.directory):
             self._retention.metrics[step] = load_meta(self.directory, step).get("metrics") or {}
         self._opened: Any = None
+        self._removal: threading.Thread | None = None
 
     def _manager(self) -> Any:
         """Open orbax's manager at the first need, and again after a failed save."""
-        if self._opened is not None:
-            return self._opened
-        import orbax.checkpoint as ocp
-
-        # Done here because orbax would do it in a thread that nothing waits for.
-        if jax.process_index() == 0:
-            for left_over in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left_over)
-        _barrier("jaxdiff-checkpoints-clean")
-        options = ocp.CheckpointManagerOptions(
-            create=True,
-            enable_async_checkpointing=True,
-            preservation_policy=self._retention,
-        )
-        self._opened = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "meta"))
+        if self._opened is None:
+            self._opened = storage.open_manager(self.directory, preservation=self._retention, timeout=self._timeout)
         return self._opened
 
     def _set_aside(self, step: int, problem: str) -> None:
@@ -244,7 +176,9 @@ class Checkpoints:
             SaveError: this save, or the one before it, failed.
             ValueError: a step that is not new, or meta that is not JSON.
         """
+        start = time.perf_counter()
         self.wait()
+        waited = time.perf_counter() - start
         if step == self._here:
             return
         newest = self.latest()
@@ -263,22 +197,20 @@ class Checkpoints:
         full = missing_space(self.directory, state)
         if full is not None:
             raise SaveError(f"Step {step} was not saved: {full}. The last good checkpoint is {newest}.")
-        import orbax.checkpoint as ocp
-
         self._retention.metrics[step] = clean
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(content))
-        self._pending = step
+        self._pending, start = step, time.perf_counter()
         try:
-            with _quiet():
-                self._manager().save(step, args=args, force=True)
+            storage.save(self._manager(), step, state, content)
         except Exception as error:
             raise self._failed(error) from error
+        self._blocked = waited + time.perf_counter() - start
 
     def _failed(self, error: Exception) -> SaveError:
         step, self._pending = self._pending, None
         # The manager holds on to the error, reported below, and forgot which old checkpoints there are.
-        with contextlib.suppress(Exception), _quiet():
-            self._manager().close()
+        if self._opened is not None:
+            with contextlib.suppress(Exception):
+                self._opened.close()
         self._opened = None
         reason = root_cause(error)
         return SaveError(
@@ -310,15 +242,18 @@ class Checkpoints:
         if self._pending is None:
             return None
         try:
-            with _quiet():
-                self._manager().wait_until_finished()
-                self._manager().check_for_errors()
+            self._manager().wait_until_finished()
+            self._manager().check_for_errors()
+            if jax.process_index() == 0:
+                digests.seal(self.directory / str(self._pending))
+                self._removal = storage.empty_removed(self.directory)
         except Exception as error:
             raise self._failed(error) from error
         step, self._pending = self._pending, None
         self._here = step
-        done = report(self.directory / str(step), step)
-        _log.info("saved step %d: %.1f MB in %.2f s", step, done.bytes / 1e6, done.seconds)
+        done = report(self.directory / str(step), step, self._blocked)
+        numbers = (done.bytes / 1e6, done.seconds, done.blocked)
+        _log.info("saved step %d: %.1f MB in %.2f s, of which training waited %.2f s", step, *numbers)
         return done
 
     def restore(
@@ -328,37 +263,48 @@ class Checkpoints:
 
         Args:
             abstract: tree of the state wanted, as arrays or ``jax.ShapeDtypeStruct`` with shardings.
-            step: which one; None takes the newest that can be read, and sets those that can not aside.
+            step: which one; None takes the newest that can be read, and then sets aside those that can not.
             config: config of this run; only used to say what differs from ``meta["config"]``.
 
         Returns:
             The state, of the same tree types as ``abstract``, and its meta.
 
         Raises:
-            FileNotFoundError: there is no such checkpoint.
+            FileNotFoundError: there is no such checkpoint, or none that can be read; names a damaged file.
             ValueError: the shapes differ (names the arrays and config fields), or the format is newer.
+            DamagedError: the one asked for is not as it was written; names the file.
         """
-        import orbax.checkpoint as ocp
+        target = storage.abstract_target(abstract)
 
-        target = _target(abstract)
-        for candidate in choose(self.directory, step):
-            meta = load_meta(self.directory, candidate)
+        def fits(meta: Mapping[str, Any]) -> None:
             fields = config_differences(meta.get("config") or {}, config) if config is not None else []
             hint = f" The configs differ in {'; '.join(fields)}." if fields else ""
-            check_fits(meta["leaves"], describe(target), f"Checkpoint {self.directory}/{candidate}", hint)
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            check_fits(meta["leaves"], describe(target), f"Checkpoint {self.directory}/{meta['step']}", hint)
+
+        def read(candidate: int) -> Any:
+            return storage.restore_state(self._manager(), candidate, target)
+
+        damaged: dict[int, DamagedError] = {}
+        for candidate in choose(self.directory, step):
             try:
-                with _quiet():
-                    state = self._manager().restore(candidate, args=args)["state"]
-            except (OSError, ValueError, KeyError) as error:
-                _unreadable(self.directory, candidate, error, final=step is not None)
-                self._set_aside(candidate, "its arrays can not be read")
-                _barrier("jaxdiff-checkpoints-aside")
-                self._manager().reload()
-                continue
-            self._here = candidate
-            return state, meta
-        raise FileNotFoundError(f"No readable checkpoint in {self.directory}.")
+                state, meta = read_one(self.directory, candidate, fits, read)
+            except DamagedError as error:
+                damaged[candidate] = error
+                if step is not None:
+                    raise
+            else:
+                self._here = candidate
+                self._leave_out({number: error.problem for number, error in damaged.items()})
+                return state, meta
+        # Nothing is set aside: without any checkpoint the next attempt would begin at step 0 as if there were no run.
+        raise FileNotFoundError(f"No readable checkpoint in {self.directory}. {next(iter(damaged.values()))}")
+
+    def _leave_out(self, problems: Mapping[int, str]) -> None:
+        for step, problem in problems.items():
+            self._set_aside(step, problem)
+        barrier("jaxdiff-checkpoints-aside", self._timeout)
+        if problems and self._opened is not None:
+            self._opened.reload()
 
     def close(self) -> None:
         """Wait for the running save and let go of the directory.
@@ -372,10 +318,8 @@ class Checkpoints:
             if self._opened is not None:
                 self._opened.close()
                 self._opened = None
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
+            if self._removal is not None:
+                self._removal.join()
+                self._removal = None
+                with contextlib.suppress(OSError):  # not empty: the next opening deletes the rest
+                    (self.directory / storage.REMOVED).rmdir()

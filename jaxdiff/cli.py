@@ -67,6 +67,7 @@ def start(config: RuntimeConfig) -> str:
     cache = enable_cache()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     devices = jax.devices()
+    distributed.require_joined()
     return (
         f"jax {jax.__version__} on {len(devices)} {devices[0].platform} device(s), "
         f"products at {config.matmul_precision!r} precision, compilation cache {cache}"

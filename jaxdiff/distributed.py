@@ -5,6 +5,7 @@ joined by ``jax.distributed``. See docs/distributed.md.
 """
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import pathlib
@@ -41,6 +42,7 @@ __all__ = [
     "leave",
     "local_devices",
     "place",
+    "require_joined",
     "require_shared",
     "watch",
 ]
@@ -146,8 +148,23 @@ def initialize(processes: Processes) -> str:
                 f"process {jax.process_index()} of {jax.process_count()}, "
                 f"{jax.local_device_count()} local and {jax.device_count()} global devices"
             )
+    except ValueError as error:
+        raise ValueError(f"--distributed {processes.distributed}: {error}") from error
     except jax.errors.JaxRuntimeError as error:
         raise PeerError(f"{problem} ({str(error).splitlines()[0]})") from error
+
+
+def require_joined() -> None:
+    """Refuse to run on one machine of a TPU pod, whose devices appear without being asked for, as if it were alone.
+
+    Raises:
+        ValueError: jax knows of more processes than ``initialize`` joined.
+    """
+    if jax.process_count() != place()[1]:
+        raise ValueError(
+            f"this machine is one of {jax.process_count()} that compute together: "
+            "start the same command on all of them with --distributed auto"
+        )
 
 
 def _slurm_step(env: Mapping[str, str]) -> bool:
@@ -166,18 +183,23 @@ def _warn_of_launcher(env: Mapping[str, str]) -> None:
 
 def _require_launcher(env: Mapping[str, str]) -> None:
     """Say what ``auto`` lacks; jax itself would only say that an address should be defined."""
+    tpu = any(name in env for name in ("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_NAME", "CLOUD_TPU_TASK_ID"))
+    if tpu or pathlib.Path("/dev/accel0").exists() or pathlib.Path("/dev/vfio/0").exists():
+        return
+    found = "nothing"
     if any(name in env for name in _SLURM):
         missing = [name for name in _SLURM if name not in env]
         found = f"SLURM without {', '.join(missing)} (start with srun)" if missing else ""
     elif "OMPI_COMM_WORLD_SIZE" in env:
-        missing = "OMPI_MCA_orte_hnp_uri" not in env
-        found = "Open MPI 5 or newer, which does not say where process 0 is (OMPI_MCA_orte_hnp_uri)" if missing else ""
+        known = "OMPI_MCA_orte_hnp_uri" in env
+        found = "" if known else "Open MPI 5 or newer, which does not say where process 0 is (OMPI_MCA_orte_hnp_uri)"
     elif "KUBERNETES_SERVICE_HOST" in env:
-        missing = "JOB_COMPLETION_INDEX" not in env
-        found = "Kubernetes without JOB_COMPLETION_INDEX (the job needs completionMode: Indexed)" if missing else ""
-    else:
-        tpu = any(name in env for name in ("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_NAME", "CLOUD_TPU_TASK_ID"))
-        found = "" if tpu or pathlib.Path("/dev/accel0").exists() or pathlib.Path("/dev/vfio/0").exists() else "nothing"
+        found = (
+            "" if "JOB_COMPLETION_INDEX" in env else "Kubernetes without JOB_COMPLETION_INDEX (completionMode: Indexed)"
+        )
+        found = (
+            found if importlib.util.find_spec("kubernetes") else "Kubernetes without the package kubernetes (jax[k8s])"
+        )
     if found:
         raise ValueError(
             f"--distributed auto looks for SLURM, Open MPI, Kubernetes or a TPU pod and found {found}: use "

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import build, outputs, viz
+from jaxdiff import build, distributed, outputs, sharding, viz
 from jaxdiff.compilation import compiler_options
 from jaxdiff.config import Config
 from jaxdiff.data import Loader, to_uint8
-from jaxdiff.typing import Params, require
+from jaxdiff.typing import Cond, Params, require
 
 __all__ = ["write_preview"]
 
@@ -21,7 +21,7 @@ COUNT = 100
 
 
 def write_preview(
-    config: Config, model: build.Model, folder: pathlib.Path, loader: Loader
+    config: Config, model: build.Model, folder: pathlib.Path, loader: Loader, mesh: jax.sharding.Mesh
 ) -> Callable[[int, Params], np.ndarray]:
     """Build the function that draws, writes and returns the sample picture of a step; it compiles once.
 
@@ -30,6 +30,7 @@ def write_preview(
         model: from ``build.model``.
         folder: run directory; pictures go to its folder ``samples_while_training``.
         loader: the training data, for comparison.
+        mesh: that the parameters are on; its devices share the drawing. Process 0 writes.
 
     Returns:
         ``(step, params) -> picture``, uint8 (height, width, channels).
@@ -43,19 +44,30 @@ def write_preview(
         f"train.sample_every: data of kind {spec.kind!r} and shape {spec.shape} have no picture; use 0",
     )
     count = COUNT if spec.kind == "image" else 2000
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(count))
-    labels = np.arange(count) % spec.num_classes if model.condition != "none" else None
+    rows_of = mesh.shape["data"] * mesh.shape["fsdp"]
+    padded = -(-count // rows_of) * rows_of
+    labels = np.arange(padded) % spec.num_classes if model.condition != "none" else None
     # The further inputs of the first examples, each of which keeps its row.
-    rows = [loader.source[i % len(loader.source)] for i in range(count)] if config.data.inputs else []
+    rows = [loader.source[i % len(loader.source)] for i in range(padded)] if config.data.inputs else []
     inputs = {name: np.stack([row[name] for row in rows]) for name in config.data.inputs}
-    cond = build.conditioning(model, labels, count, inputs)
+    cond = build.conditioning(model, labels, padded, inputs)
     guided = config.sample.guidance != 1 and cond is not None and config.loss.cond_dropout > 0
     options = compiler_options("conv" if build.conv_network(config.network) else "dense")
-    draw = jax.jit(build.draw(config, model, guided=guided), compiler_options=options)
-    sigmas, scale = build.grid(config), jnp.float32(config.sample.guidance)
+    drawn = sharding.on_mesh(build.draw(config, model, guided=guided), mesh)
+    sigmas, scale = np.asarray(build.grid(config)), np.float32(config.sample.guidance)
+
+    def whole(params: Params, index: jax.Array, cond: Cond) -> jax.Array:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), index)
+        return drawn(params, keys, jnp.asarray(sigmas), cond, jnp.asarray(scale))
+
+    draw = jax.jit(whole, compiler_options=options, out_shardings=sharding.replicated(mesh))
+    split = sharding.batch_sharding(mesh)
+    index, cond = sharding.place((np.arange(padded), jax.tree.map(np.asarray, cond)), split)
 
     def preview(step: int, params: Params) -> np.ndarray:
-        x: Any = np.asarray(draw(params, keys, sigmas, cond, scale))
+        x: Any = np.asarray(draw(params, index, cond))[:count]
+        if not distributed.is_main():
+            return np.zeros((1, 1, 3), np.uint8)
         path = folder / "samples_while_training" / f"step{step:07d}.png"
         if spec.kind == "image":
             columns = spec.num_classes if labels is not None and spec.num_classes <= 20 else 10

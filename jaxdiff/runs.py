@@ -1,6 +1,7 @@
 """A run as training needs it: everything built from the configuration, and the state to begin with."""
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import pathlib
@@ -11,12 +12,12 @@ import jax
 
 from jaxdiff import build, data, planning, sharding
 from jaxdiff.checkpoints import Checkpoints, config_differences
-from jaxdiff.compilation import compiler_options
+from jaxdiff.compilation import Compiled, compiler_options
 from jaxdiff.config import Config, from_dict, to_dict
 from jaxdiff.training import TrainState, init_state, make_train_step
 from jaxdiff.typing import require
 
-__all__ = ["Run", "batches", "first_state", "model_flops", "open_run", "restore"]
+__all__ = ["Run", "batches", "first_state", "model_flops", "open_run", "peak_flops", "restore"]
 
 log = logging.getLogger("jaxdiff")
 
@@ -127,6 +128,8 @@ def open_run(config: Config, folder: pathlib.Path, *, planned: bool = False) -> 
     )
     model = build.model(config, source.spec)
     loss = build.loss(config, model)
+    evaluate = sharding.on_mesh(loss.evaluate, mesh)
+    loss = dataclasses.replace(loss, evaluate=evaluate)
     tx, rate = build.optimizer(config)
     average, tracks = build.averages(config)
     batch = sharding.shard_batch(loader.batch(0), mesh)
@@ -162,7 +165,9 @@ def open_run(config: Config, folder: pathlib.Path, *, planned: bool = False) -> 
 
 def first_state(run: Run) -> TrainState:
     """Compute the state before the first step, each part on the devices that keep it."""
-    return sharding.create(run.first, jax.tree.map(lambda s: s.sharding, run.shapes))
+    where = jax.tree.map(lambda s: s.sharding, run.shapes)
+    # One device holds it all in any case, and step by step nothing has to be compiled.
+    return sharding.place(run.first(), where) if run.mesh.size == 1 else sharding.create(run.first, where)
 
 
 @contextlib.contextmanager
@@ -238,11 +243,27 @@ def restore(run: Run, checkpoints: Checkpoints, resume: str) -> TrainState:
     return state
 
 
-def model_flops(run: Run) -> float | None:
-    """Operations of one step on all devices together, as XLA counts the network itself: no recomputation, no loops."""
+def model_flops(run: Run, compiled: Compiled | None = None) -> float | None:
+    """Operations of one step on all devices together, as XLA counts the network itself without recomputation.
+
+    Args:
+        run: from ``open_run``.
+        compiled: the compiled step; where nothing in it is repeated its own count is taken, which costs no time.
+    """
+    runtime, network = run.config.runtime, run.config.network
+    repeats = getattr(network, "scan", False) or getattr(network, "remat", False)
+    if compiled is not None and not repeats and runtime.micro_batches == runtime.steps_per_call == 1:
+        return compiled.written
     count = jax.process_count()  # each has as many rows of the batch
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), run.loader.batch(0)
     )
     key = jax.random.key(run.config.seed)
     return planning.count_flops(*build.unrolled_step(run.config, run.model.spec, batch, key))
+
+
+def peak_flops(run: Run) -> float:
+    """Operations per second that the devices of the run reach together in matrix products, as measured here."""
+    # The CPU devices of one process share its cores, all of which the measured product has used.
+    count = jax.process_count() if jax.default_backend() == "cpu" else run.mesh.size
+    return planning.measured_peak(run.config.runtime.dtype) * count

@@ -26,7 +26,7 @@ TINY = (
     "--sample.batch-size=8",
     "--sample.steps=4",
 )
-TIMING = ("images_per_s", "data_wait")
+TIMING = ("images_per_s", "data_wait", "mfu")
 
 
 def command(script: str, *args: object) -> list[str]:
@@ -66,7 +66,9 @@ def saved_arrays(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     path = folder / "checkpoints" / str(step) / "state"
     with ocp.PyTreeCheckpointer() as reader, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no target is given on purpose: the file says what it holds
-        tree = reader.restore(path.absolute())
+        names = reader.metadata(path.absolute()).item_metadata.tree
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)  # whatever devices wrote it
+        tree = reader.restore(path.absolute(), restore_args=plain)
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 

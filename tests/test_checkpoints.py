@@ -13,15 +13,12 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdiff import checkpoint_digests as digests
 from jaxdiff import checkpoints as ckpt
 from jaxdiff import sharding, training
 from jaxdiff.typing import Mean
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-# A failed read or write makes tensorstore call into an event loop that orbax has closed by then.
-NOISY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class State(NamedTuple):
@@ -68,7 +65,7 @@ def test_round_trip_keeps_values_tree_types_and_meta(run):
         state, meta = reader.restore(jax.eval_shape(lambda: make_state(0)))
     assert_same(state, make_state(9))
     assert isinstance(state.opt_state[0], optax.MultiStepsState)
-    assert meta["step"] == 9 and meta["config"]["net"] == {"depth": 2} and meta["format_version"] == 1
+    assert meta["step"] == 9 and meta["config"]["net"] == {"depth": 2} and meta["format_version"] == 2
     assert ckpt.read_meta(run, 6)["step"] == 6 and ckpt.read_meta(run) == meta
 
 
@@ -152,7 +149,7 @@ def spoil_uncommitted(run):
         (spoil_marker, "no commit marker"),
         (spoil_uncommitted, "never committed"),
         (spoil_item, "state/_METADATA is missing"),
-        (spoil_meta, "meta item is missing or unreadable"),
+        (spoil_meta, "meta/metadata has 1 bytes instead of"),
         (spoil_step, "content is of step 6"),
     ],
 )
@@ -171,7 +168,6 @@ def test_an_unusable_newest_step_is_set_aside_and_the_run_goes_on(run, caplog, s
     assert (run / "9.invalid").exists() and ckpt.valid_steps(run)[-1] == 9
 
 
-@NOISY
 def test_arrays_that_can_not_be_read_fall_back_to_the_step_before(run, caplog):
     for path in (run / "9" / "state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:3])
@@ -207,6 +203,7 @@ def test_another_model_gives_one_line_with_arrays_and_fields(run):
 def test_a_newer_format_is_refused(run):
     path = run / "9" / "meta" / "metadata"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    digests.collect(run / "9")
     with pytest.raises(ValueError, match="format version 99"):
         ckpt.read_meta(run)
 
@@ -260,7 +257,6 @@ def test_the_best_is_never_deleted_also_after_a_restart(tmp_path):
     assert_same(ckpt.restore_params(tmp_path, make_state(2).params, name="params", step=2), make_state(2).params)
 
 
-@NOISY
 def test_a_full_disk_is_one_clear_error_and_the_last_good_checkpoint_survives(run, capfd):
     noise = np.random.default_rng(0).normal(size=(700, 700)).astype(np.float32)  # 2 MB that do not compress
     state = make_state(12)._replace(params={"w": jnp.asarray(noise)})
@@ -303,7 +299,7 @@ def noisy_loss(params, batch, key):
     return error.mean(), {"half": Mean(error.reshape(2, -1).sum(1), jnp.full((2,), 4.0))}
 
 
-TX, _ = training.make_optimizer(peak_lr=0.05, warmup_steps=3, schedule="cosine", total_steps=10, accumulate=2)
+TX, _ = training.make_optimizer(peak_lr=0.05, warmup_steps=3, schedule="cosine", total_steps=20)
 STEP = training.make_train_step(noisy_loss, TX, ema_decay=0.99)
 DATA = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32)
 
@@ -330,7 +326,7 @@ def train(state, until, lines):
     return state
 
 
-@pytest.mark.parametrize("stop", [1, 5, 10])  # mid-accumulation and first step; mid-accumulation and epoch; epoch
+@pytest.mark.parametrize("stop", [1, 5, 8])  # the first step; an epoch; between epochs, after a skipped step
 def test_resume_is_bitwise(tmp_path, stop):
     whole_lines, lines = {}, {}
     whole = train(first_state(), 20, whole_lines)
@@ -338,8 +334,6 @@ def test_resume_is_bitwise(tmp_path, stop):
         writer.save(stop, train(first_state(), stop, lines), {})
     with ckpt.Checkpoints(tmp_path) as reader:
         state, _ = reader.restore(jax.eval_shape(first_state))
-    if stop % 2:
-        assert int(state.opt_state.mini_step) == 1
     state = train(state, 20, lines)
     assert_same(state, whole)
     assert lines == whole_lines and len(lines) == 5 and whole_lines[8]["skipped"] == 1

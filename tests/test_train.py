@@ -9,14 +9,20 @@ import pytest
 from PIL import Image
 from runs import ROOT, TINY, assert_same_run, command, environment, log_lines, run
 
-ACCUMULATE = ("--optim.accumulate=4", "--train.save-every=27")  # saves fall between updates
+# Everything that changes how a step is computed, at once; saves and log lines must fall between calls.
+PARTS = (
+    "--runtime.micro-batches=4",
+    "--runtime.steps-per-call=5",
+    "--runtime.device-data=always",
+    "--train.log-every=10",
+)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """Runs of 400 steps that nothing interrupted, without and with accumulation."""
+    """Runs of 400 steps that nothing interrupted, plain, and with all that changes how a step is computed."""
     folder = tmp_path_factory.mktemp("straight")
-    for name, extra in (("plain", ()), ("accumulate", ACCUMULATE)):
+    for name, extra in (("plain", ()), ("parts", PARTS)):
         done = run("train.py", *TINY, *extra, "--run-dir", folder / name)
         assert done.returncode == 0, done.stderr
     return folder
@@ -50,9 +56,9 @@ def test_three_sigkills_change_nothing(straight, tmp_path):
     assert_same_run(straight / "plain", folder, 400)
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulate"])
+@pytest.mark.parametrize("name", ["plain", "parts"])
 def test_sigterm_saves_and_the_same_command_goes_on(straight, tmp_path, name):
-    extra = ACCUMULATE if name == "accumulate" else ()
+    extra = PARTS if name == "parts" else ()
     folder = tmp_path / "stopped"
     code, errors = interrupted(folder, signal.SIGTERM, 0.0, *extra)
     assert code == 75 and "stopped at step" in errors, errors

@@ -65,7 +65,7 @@ def source(config: C.DataConfig, *, seed: int = 0) -> data.Source:
         ValueError: nothing there, or nothing readable.
     """
     require(
-        bool(config.path) or config.kind not in ("npz", "folder", "csv", "audio"),
+        bool(config.path) or config.kind not in ("npz", "array_record", "folder", "csv", "audio"),
         f"data.kind {config.kind!r} reads a file or folder: give --data.path PATH",
     )
     opened = _open(config, seed)
@@ -97,6 +97,8 @@ def _open(config: C.DataConfig, seed: int) -> data.Source:
             return data.digits(split=config.split)  # pyright: ignore[reportArgumentType] (checked above)
         case "npz":
             return data.npz(config.path, split=config.split)
+        case "array_record":
+            return data.array_record(config.path)
         case "folder":
             return data.folder(
                 config.path,

@@ -7,7 +7,7 @@ from jaxdiff.config.computing import MeshConfig, RuntimeConfig
 from jaxdiff.config.networks import DDPMUNetConfig, NetworkConfig
 from jaxdiff.typing import require
 
-DataKind = Literal["digits", "npz", "folder", "csv", "audio", "tfds", "toy2d", "vectors"]
+DataKind = Literal["digits", "npz", "array_record", "folder", "csv", "audio", "tfds", "toy2d", "vectors"]
 SamplerName = Literal[
     "ddpm",
     "ddim",
@@ -58,10 +58,10 @@ class DataConfig:
     """Where the examples come from."""
 
     kind: DataKind = "digits"
-    """Source: bundled digits, npz or npy file, images (folder or zip), CSV, WAV audio (folder or zip), TFDS,
-    synthetic points or vectors."""
+    """Source: bundled digits, npz or npy file, array_record, images (folder or zip), CSV, WAV audio (folder or zip),
+    TFDS, synthetic points or vectors."""
     path: str = ""
-    """File or folder (npz, folder, csv, audio), or data_dir of TFDS."""
+    """File or folder, for npz and array_record also a pattern such as samples_*.npz; or data_dir of TFDS."""
     name: str = ""
     """TFDS dataset name, or the density of toy2d (gaussians8, checkerboard, ...)."""
     split: str = "train"

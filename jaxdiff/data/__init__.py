@@ -8,6 +8,7 @@ from jaxdiff.data.memory import ArraySource, arrays, npz
 from jaxdiff.data.named import TfdsSource, tfds_source
 from jaxdiff.data.normalize import Normalizer, image_normalizer, make_normalizer, measured_std, to_uint8
 from jaxdiff.data.pipeline import Batch, CondKind, Loader, check_batch, drain, flips, indices
+from jaxdiff.data.records import array_record
 from jaxdiff.data.sound import audio
 from jaxdiff.data.spec import DataError, DataSpec, Example, Source, fingerprint_of
 from jaxdiff.data.synthetic import digits, gaussian_vectors, mixture, stand_in, toy2d
@@ -28,6 +29,7 @@ __all__ = [
     "Store",
     "TfdsSource",
     "ahead",
+    "array_record",
     "arrays",
     "audio",
     "check_batch",

@@ -128,7 +128,7 @@ def npz(
     class_names: Sequence[str] = (),
     sample_rate: int = 0,
 ) -> ArraySource:
-    """Read an .npz file, or an .npy file of examples without labels.
+    """Read an .npz file, or an .npy file of examples without labels, or many .npz files as one data set.
 
     Without ``x_key`` the examples are looked for under the split's names (``train_image``, ``train_images``,
     ``x_train``, ...) and then, for the split "train", under plain ones (``x``, ``image``, ``images``,
@@ -138,7 +138,8 @@ def npz(
     that of its size and time.
 
     Args:
-        path: the file.
+        path: the file; or a folder, or a pattern such as ``samples_seed0_*.npz``, of .npz files with the same keys,
+            taken in the order of their names.
         split: "train", "test" or whatever the keys contain.
         x_key: the exact key of the examples.
         label_key: the exact key of the labels; "" for none.
@@ -153,6 +154,14 @@ def npz(
         DataError: no such file, no such key (the keys of the file are listed), or unfit arrays.
     """
     path = pathlib.Path(path)
+    if path.is_dir() or (not path.exists() and set(path.name) & set("*?[")):
+        pattern = path / "*.npz" if path.is_dir() else path
+        files = sorted(pattern.parent.glob(pattern.name))
+        if not files:
+            raise DataError(f"no .npz files at {pattern}")
+        options = {"split": split, "x_key": x_key, "label_key": label_key, "num_classes": num_classes}
+        parts = [npz(file, **options, class_names=class_names, sample_rate=sample_rate) for file in files]
+        return _joined(parts, pattern, class_names, num_classes)
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     if path.suffix == ".npy":
@@ -173,6 +182,32 @@ def npz(
     origin += f", conditioning by {', '.join(inputs)}" if inputs else ""
     options = {"num_classes": num_classes, "class_names": class_names, "sample_rate": sample_rate}
     return arrays(x, labels, inputs=inputs, origin=origin, **options)
+
+
+def _joined(
+    parts: Sequence[ArraySource], pattern: pathlib.Path, class_names: Sequence[str], num_classes: int | None
+) -> ArraySource:
+    """One source from those of several files."""
+    first = parts[0]
+    for part in parts[1:]:
+        same = part.spec.kind == first.spec.kind and part.x.shape[1:] == first.x.shape[1:]
+        keys = (part.labels is None) == (first.labels is None) and part.inputs.keys() == first.inputs.keys()
+        if not (same and keys):
+            raise DataError(
+                f"{pattern}: {part.origin} does not go with {first.origin}: "
+                "name the files of one data set by a pattern, such as samples_seed0_*.npz"
+            )
+    labels = None if first.labels is None else np.concatenate([p.labels for p in parts if p.labels is not None])
+    return arrays(
+        np.concatenate([part.x for part in parts]),
+        labels,
+        kind=first.spec.kind,
+        num_classes=num_classes,
+        class_names=class_names,
+        sample_rate=first.spec.sample_rate,
+        inputs={name: np.concatenate([part.inputs[name] for part in parts]) for name in first.inputs},
+        origin=f"{pattern}: {len(parts)} files, the first of them {first.origin}",
+    )
 
 
 def _load_npy(path: pathlib.Path) -> tuple[np.ndarray, str | None]:

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from jaxdiff.outputs.files import AnyArray, Metadata, replacing, sidecar, to_json
+from jaxdiff.outputs.resuming import sample_name
 
-__all__ = ["write_csv", "write_npz", "write_wav"]
+__all__ = ["write_csv", "write_npz", "write_wav", "write_wavs"]
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, AnyArray], metadata: Metadata) -> Path:
@@ -128,3 +129,31 @@ def write_wav(
     with replacing(Path(path)) as file:
         file.write(content)
     return Path(path)
+
+
+def write_wavs(
+    directory: str | os.PathLike[str],
+    audio: Float[AnyArray, "n time"],
+    indices: Sequence[int],
+    metadata: Sequence[Metadata],
+    *,
+    seed: int,
+    sample_rate: int,
+) -> list[Path]:
+    """Write one WAV for each sample, named by seed and index as `write_pngs` does.
+
+    Args:
+        directory: where to write; made when absent.
+        audio: samples in [-1, 1].
+        indices: the number of each sample within ``seed``.
+        metadata: for each sample what else produced it; "seed" and "index" are added here.
+        seed: seed of the run.
+        sample_rate: samples per second.
+
+    Returns:
+        The paths written.
+    """
+    paths = [Path(directory) / sample_name(seed, index, ".wav") for index in indices]
+    for path, wave_form, index, extra in zip(paths, np.asarray(audio), indices, metadata, strict=True):
+        write_wav(path, wave_form, sample_rate=sample_rate, metadata={"seed": seed, "index": int(index), **extra})
+    return paths

@@ -3,9 +3,10 @@
 import contextlib
 import json
 import os
+import secrets
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -19,6 +20,7 @@ __all__ = [
     "json_values",
     "read_metadata",
     "read_png_metadata",
+    "remove_leftovers",
     "replacing",
     "sidecar",
     "to_json",
@@ -32,27 +34,59 @@ AnyArray: TypeAlias = np.ndarray | jax.Array
 JSON_CHUNK = "jaxdiff"
 """The text chunk of a PNG that holds all metadata as JSON; readable copies stand beside it."""
 
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[IO[bytes]]:
     """Open a temporary file that takes the place of ``path`` when the block ends without an exception.
 
     Args:
         path: file to write; its directory is made.
+        durable: also wait until the disk has it, so that a machine that loses power keeps it as well.
 
     Yields:
         The temporary file, open for binary writing, in the directory of ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The number of a process is its own only on its machine; several may write to one shared folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder as durable as the files; systems without such a call do it by themselves."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(directory: str | os.PathLike[str], names: Collection[str]) -> None:
+    """Remove what interrupted writers of files left beside them.
+
+    Args:
+        directory: where the files are written; need not exist.
+        names: of the files, which nobody else may be writing now.
+    """
+    for path in Path(directory).glob(".*.tmp"):
+        if path.name[1:].rsplit(".", 2)[0] in names:
+            path.unlink(missing_ok=True)
 
 
 def sidecar(path: Path) -> Path:
@@ -110,7 +144,9 @@ def to_json(metadata: Metadata) -> str:
 
 
 def read_png_metadata(path: Path) -> dict[str, Any] | None:
-    """Read a PNG to its last pixel and return its metadata.
+    """Check every byte of a PNG against its checksums and return its metadata.
+
+    Nothing is decoded: 50,000 files take seconds, as much as reading them does.
 
     Args:
         path: the file.
@@ -118,21 +154,29 @@ def read_png_metadata(path: Path) -> dict[str, Any] | None:
     Returns:
         The metadata ({} when it has none of ours), or None when the file is torn or no PNG.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            picture.load()
-            return json.loads(picture.info.get(JSON_CHUNK, "{}"))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-    ):  # what PIL raises for torn files
+        content = path.read_bytes()
+    except OSError:
         return None
+    if not content.startswith(_PNG_SIGNATURE):
+        return None
+    position, found = len(_PNG_SIGNATURE), {}
+    while position + 12 <= len(content):
+        size, name = struct.unpack_from(">I4s", content, position)
+        body = content[position + 8 : position + 8 + size]
+        (crc,) = struct.unpack_from(">I", content.ljust(position + size + 12), position + 8 + size)
+        if len(body) < size or crc != zlib.crc32(body, zlib.crc32(name)):
+            return None
+        keyword, _, text = body.partition(b"\0")
+        if name == b"tEXt" and keyword == JSON_CHUNK.encode():
+            try:
+                found = json.loads(text)
+            except ValueError:
+                return None
+        if name == b"IEND":
+            return found
+        position += size + 12
+    return None
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -187,6 +231,8 @@ def _csv_text(path: Path) -> str | None:
 
 def _wav_text(path: Path) -> str | None:
     content = path.read_bytes()
+    if len(content) < 12 or content[:4] != b"RIFF" or struct.unpack_from("<I", content, 4)[0] + 8 != len(content):
+        raise ValueError(f"{path} is torn or not a WAV: write it again")
     position = 12  # after "RIFF", the size and "WAVE"
     while position + 8 <= len(content):
         name, (size,) = content[position : position + 4], struct.unpack_from("<I", content, position + 4)

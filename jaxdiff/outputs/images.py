@@ -1,8 +1,8 @@
 """Image grids and single PNGs, and which of them a resumed run may skip."""
 
+import json
 import math
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,24 +14,19 @@ from jaxdiff.outputs.files import (
     AnyArray,
     Metadata,
     json_values,
-    read_png_metadata,
     replacing,
-    to_json,
 )
+from jaxdiff.outputs.resuming import sample_name
 
 __all__ = [
     "checked_images",
     "image_grid",
-    "missing_indices",
-    "png_name",
     "read_pngs",
-    "valid_pngs",
     "write_grid",
     "write_pngs",
 ]
 
 _READABLE_TILE = 64  # pixels: an 8x8 digit is enlarged to this
-_PNG_NAME = re.compile(r"seed(\d+)_(\d{6,})\.png")
 
 
 def image_grid(
@@ -113,24 +108,6 @@ def write_grid(
     return _write_png(Path(path), grid, metadata)
 
 
-def png_name(seed: int, index: int) -> str:
-    """Name of the file of one sample, e.g. ``seed0_000042.png``.
-
-    Args:
-        seed: seed of the run, not negative.
-        index: number of the sample within the seed, not negative.
-
-    Returns:
-        A file name that sorts by index up to a million samples.
-
-    Raises:
-        ValueError: a negative number.
-    """
-    if seed < 0 or index < 0:
-        raise ValueError(f"seed and index must not be negative, got seed {seed}, index {index}")
-    return f"seed{seed}_{index:06d}.png"
-
-
 def write_pngs(
     directory: str | os.PathLike[str],
     images: Shaped[AnyArray, "n h w c"],
@@ -168,65 +145,8 @@ def write_pngs(
         for name, value in own.items():
             if extra.get(name, value) != value:
                 raise ValueError(f"metadata says {name} {extra[name]!r} for the image of {name} {value}: leave it out")
-        paths.append(_write_png(Path(directory) / png_name(seed, int(index)), image, {**own, **extra}))
+        paths.append(_write_png(Path(directory) / sample_name(seed, int(index)), image, {**own, **extra}))
     return paths
-
-
-def valid_pngs(directory: str | os.PathLike[str], *, seed: int, expect: Metadata | None = None) -> set[int]:
-    """Tell which samples of a seed are on disk, whole and readable: what a resumed run may skip.
-
-    A torn or unreadable file does not count, so that it is written again. Files of other seeds and files with
-    other names (grids) are left out of account.
-
-    Args:
-        directory: where `write_pngs` wrote; need not exist.
-        seed: seed of the run.
-        expect: settings that the files must have been made with, e.g. ``{"sampler": "heun", "steps": 18}``.
-
-    Returns:
-        The indices found.
-
-    Raises:
-        ValueError: a readable file was made with other settings than ``expect``, so the
-            directory would mix two kinds of samples.
-    """
-    found = set()
-    wanted = json_values(expect or {})
-    for path in sorted(Path(directory).glob(f"seed{seed}_*.png")):
-        match = _PNG_NAME.fullmatch(path.name)
-        if match is None:
-            continue
-        stored = read_png_metadata(path)
-        if stored is None or (stored.get("seed"), stored.get("index")) != (seed, int(match[2])):
-            continue
-        for name, value in wanted.items():
-            if stored.get(name) != value:
-                raise ValueError(
-                    f"{path} was made with {name} {stored.get(name)!r}, not {value!r}: write to another directory"
-                )
-        found.add(int(match[2]))
-    return found
-
-
-def missing_indices(
-    directory: str | os.PathLike[str], indices: Iterable[int], *, seed: int, expect: Metadata | None = None
-) -> list[int]:
-    """List those of ``indices`` that `valid_pngs` does not find: the samples still to be made.
-
-    Args:
-        directory: where `write_pngs` wrote; need not exist.
-        indices: the samples asked for.
-        seed: seed of the run.
-        expect: see `valid_pngs`.
-
-    Returns:
-        The missing ones, in the order given.
-
-    Raises:
-        ValueError: as `valid_pngs`.
-    """
-    done = valid_pngs(directory, seed=seed, expect=expect)
-    return [index for index in indices if index not in done]
 
 
 def read_pngs(directory: str | os.PathLike[str], indices: Iterable[int], *, seed: int) -> UInt8[np.ndarray, "n h w c"]:
@@ -247,7 +167,7 @@ def read_pngs(directory: str | os.PathLike[str], indices: Iterable[int], *, seed
 
     images = []
     for index in indices:
-        with Image.open(Path(directory) / png_name(seed, index)) as image:
+        with Image.open(Path(directory) / sample_name(seed, index)) as image:
             pixels = np.asarray(image)
         images.append(pixels[:, :, None] if pixels.ndim == 2 else pixels)
     return np.stack(images)
@@ -294,10 +214,10 @@ def _write_png(path: Path, image: UInt8[np.ndarray, "h w c"], metadata: Metadata
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    chunks = PngInfo()
-    for name, value in json_values(metadata).items():
+    chunks, values = PngInfo(), json_values(metadata)
+    for name, value in values.items():
         chunks.add_text(name, value if isinstance(value, str) else str(value))
-    chunks.add_text(JSON_CHUNK, to_json(metadata))
+    chunks.add_text(JSON_CHUNK, json.dumps(values))
     picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
     with replacing(path) as file:
         picture.save(file, format="PNG", pnginfo=chunks)

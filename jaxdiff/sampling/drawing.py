@@ -1,0 +1,206 @@
+"""Samples by their numbers, in batches over all devices of this process."""
+
+import collections
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import build, guidance, sharding
+from jaxdiff.compilation import compile_step, compiler_options
+from jaxdiff.denoisers import make_denoiser
+from jaxdiff.sampling.placing import local_mesh, param_sharding
+from jaxdiff.sampling.requests import Request, TrainedRun, cond_of
+from jaxdiff.typing import require
+
+__all__ = ["Drawer", "behind", "draw_ahead", "make_drawer", "rows_of_batch", "sample_batches"]
+
+T = TypeVar("T")
+
+
+class Drawer(NamedTuple):
+    """A compiled sampler.
+
+    Attributes:
+        start: sends numbers of samples (n,), 1 <= n <= rows, to the devices and does not wait. Returns ``rows`` samples
+            in model space, of which the first n count; the states (steps + 1, rows, ...) of a trajectory.
+        rows: of a batch.
+        devices: that share it.
+        trajectory: whether states are returned.
+    """
+
+    start: Callable[[np.ndarray], jax.Array]
+    rows: int
+    devices: int
+    trajectory: bool
+
+
+def rows_of_batch(count: int, most: int, devices: int) -> int:
+    """Choose the rows of a batch so that few are drawn in vain.
+
+    Args:
+        count: samples that are drawn together.
+        most: samples wanted in a batch.
+        devices: that the batch is split over.
+
+    Returns:
+        The least multiple of ``devices`` that needs as few batches for ``count`` samples as ``most`` does.
+
+    Example:
+        >>> rows_of_batch(1000, 384, 8)
+        336
+    """
+    batches = -(-count // most)
+    return -(-count // (batches * devices)) * devices
+
+
+def _guided(run: TrainedRun, request: Request) -> bool:
+    """Whether two estimates are combined; refuses guidance of a run that cannot be guided."""
+    scale = run.config.sample.guidance
+    if (request.labels is None and not request.inputs) or scale == 1:
+        return False
+    require(
+        run.config.loss.cond_dropout > 0,
+        f"--guidance {scale}: this run was trained with loss.cond_dropout 0 and has no unconditional estimate; "
+        "use --guidance 1",
+    )
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *run.model.spec.shape)), jnp.float32)
+    denoiser = jax.jit(make_denoiser(run.model.network, run.params, run.model.parameterization))
+    cond = cond_of(run, request, np.arange(2))
+    guidance.check_conditioning(denoiser, x, jnp.float32(1), cond, run.model.null_cond)
+    return True
+
+
+def make_drawer(run: TrainedRun, request: Request, most: int, *, count: int, trajectory: bool = False) -> Drawer:
+    """Compile the sampler of a run for all devices of this process.
+
+    Args:
+        run: from ``load_run``.
+        request: labels, inputs and seed.
+        most: samples wanted in a batch; rounded up to a multiple of the devices.
+        count: samples that are drawn together, such as those of a shard.
+        trajectory: return the states in place of the samples.
+
+    Returns:
+        What draws a batch.
+    """
+    section, mesh = run.config.sample, local_mesh(run.config)
+    rows_sharding, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    devices = len(mesh.devices.flat)
+    rows = rows_of_batch(count, most, devices)
+    run = run._replace(params=jax.device_put(run.params, param_sharding(run.params, mesh)))
+    options = compiler_options("conv" if build.conv_network(run.config.network) else "dense")
+    function = build.draw(run.config, run.model, guided=_guided(run, request), trajectory=trajectory)
+    root = jax.random.key(request.seed)
+    sigmas, scale = jax.device_put((build.grid(run.config), jnp.float32(section.guidance)), everywhere)
+    fold = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
+
+    def arguments(chosen: np.ndarray) -> tuple[Any, ...]:
+        padded = np.resize(chosen, rows)
+        keys = jax.device_put(fold(root, jnp.asarray(padded)), rows_sharding)
+        cond = jax.device_put(cond_of(run, request, padded), rows_sharding)
+        return run.params, keys, sigmas, cond, scale
+
+    call = compile_step(jax.jit(function, compiler_options=options), *arguments(np.arange(1))).call
+
+    def start(chosen: np.ndarray) -> jax.Array:
+        drawn = call(*arguments(chosen))
+        return drawn[1] if trajectory else drawn
+
+    return Drawer(start, rows, devices, trajectory)
+
+
+def draw_ahead(drawer: Drawer, batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draw batches; each is sent to the devices before the one in front of it is waited for.
+
+    Args:
+        drawer: from ``make_drawer``.
+        batches: numbers of samples, at most ``drawer.rows`` in each.
+
+    Yields:
+        (numbers, samples in model space), without the rows that filled up the batch.
+    """
+    started: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
+
+    def fetch() -> tuple[np.ndarray, np.ndarray]:
+        chosen, x = started.popleft()
+        count = len(chosen)
+        return chosen, np.asarray(x)[:, :count] if drawer.trajectory else np.asarray(x)[:count]
+
+    for chosen in batches:
+        started.append((chosen, drawer.start(chosen)))
+        if len(started) > 1:
+            yield fetch()
+    while started:
+        yield fetch()
+
+
+def sample_batches(
+    run: TrainedRun, request: Request, indices: Sequence[int], *, trajectory: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draw samples by number, compiled once.
+
+    Args:
+        run: from ``load_run``.
+        request: labels and seed.
+        indices: numbers of the samples.
+        trajectory: yield the states (n + 1, batch, ...) in place of the samples (batch, ...).
+
+    Yields:
+        (indices, samples in model space), at most ``sample.batch_size`` at a time, rounded up to the devices.
+    """
+    numbers = np.asarray(indices)
+    drawer = make_drawer(run, request, run.config.sample.batch_size, count=len(numbers), trajectory=trajectory)
+    starts = range(0, len(numbers), drawer.rows)
+    yield from draw_ahead(drawer, (numbers[start : start + drawer.rows] for start in starts))
+
+
+def behind(items: Iterable[T]) -> Iterator[T]:
+    """Run an iterator in a thread of its own, one item ahead of who consumes it.
+
+    Drawing then goes on while files are encoded and written. An exception of the iterator is raised here; leaving
+    early stops it after the item that it is at.
+
+    Args:
+        items: what to run.
+
+    Yields:
+        Its items.
+    """
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def put(kind: str, value: Any) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if stop.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=work, name="drawing", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stop.set()
+        thread.join()
