@@ -3,8 +3,8 @@
     python -m benchmarks.data [--out LINES.jsonl]
 
 50,000 images of 32x32x3 as uint8, batch 128, medians of rounds in turns. In memory (gathered by whole batches),
-example by example with grain, and kept on the device (gathered by a compiled function). The share is measured with a step that
-takes a given time on the device's side: what a loop sees that asks for the next batch while that runs.
+example by example with grain, and kept on the device (gathered by a compiled function). The share is measured with a
+step that takes a given time on the device's side: what a loop sees that asks for the next batch while that runs.
 """
 
 import contextlib

@@ -6,20 +6,20 @@
     python -m benchmarks.gpu --stage cifar --data cifar10.npz --train-minutes 8 --folder $OUT
     python -m benchmarks.gpu --smoke --folder /tmp/smoke                          # everything tiny, on a CPU
 
-Run from the repository, with jaxdiff's dependencies installed (of those that are not for accelerators dacite is enough).
-Lines are appended to FOLDER/results.jsonl as they are measured; tables: ``python -m benchmarks.report
-FOLDER/results.jsonl``. A stage ends after ``--minutes`` (default 9): what it did not come to is written as "not run". No
-network is needed. Every measurement is a process of its own (gpu_step.py; PyTorch: peers_gpu.py).
+Run from the repository, with jaxdiff's dependencies installed. Lines are appended to FOLDER/results.jsonl as they are
+measured; tables: ``python -m benchmarks.report FOLDER/results.jsonl``. A stage ends after ``--minutes`` (default 9):
+what it did not come to is written as "not run". No network is needed. Every measurement is a process of its own
+(gpu_step.py; PyTorch: peers_gpu.py).
 
 peak     dense matrix products in bfloat16 and float32: what 100 % utilisation is
-train    one step of each network in bfloat16 at the largest batch that fits: time, images/s, utilisation, memory, compile
+train    one step of each network in bfloat16 at the largest batch that fits: time, images/s, utilisation, memory
 levers   the same with one thing changed: recomputation, loop over depth, attention, precision, micro-batches
 torch    PyTorch's same network, eager and torch.compile, at the batch of our step
 sample   50 steps of DDIM: images/s; an (untrained) grid as PNG, which shows that the way to pixels works
 startup  time to the first step in a new process, without and with compiled programs on disk
 cifar    as many steps as fit into --train-minutes on the images of --data, and a grid of samples as PNG
 
-Utilisation is model FLOPs (counted by XLA without recomputation, loops or library kernels) / time / measured bfloat16 peak.
+Utilisation is model FLOPs (counted by XLA without recomputation, loops or library kernels) / time / the measured peak.
 """
 
 import json

@@ -28,7 +28,7 @@ def _dit(width: int, depth: int, heads: int) -> DiTConfig:
     return DiTConfig(patch=2, width=width, depth=depth, heads=heads)
 
 
-TINY_DIT = DiTConfig(patch=4, width=32, depth=2, heads=2)
+TINY_DIT = DiTConfig(patch=4, width=32, depth=1, heads=2)
 NETWORKS = {
     "dit-b/2": Case(
         recipe="diffit-imagenet256-latent",

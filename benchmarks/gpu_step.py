@@ -137,12 +137,10 @@ def train(trial: Trial, seconds: float, out: Output) -> None:
 
     per_step = time_groups(call, seconds=seconds)
     memory = memory_fields(ready.compiled)
-    loss = holder[0].tally["loss"]
     fields: dict[str, Any] = {"network": trial.network, "batch": trial.batch, "parameters": parameters}
     fields |= {"images_per_s": trial.batch / per_step, "compile_s": ready.compiled.seconds} | memory
-    fields["loss"] = float(loss.total / loss.count)
-    holder.clear()
-    del ready
+    fields["loss"] = mean_loss(holder[0])
+    holder.clear()  # the products below need room
     flops, peak = model_flops(trial), planning.measured_peak(trial.dtype)
     if flops is not None:
         fields |= {"model_TFLOP": flops / 1e12, "peak_TFLOPs": peak / 1e12, "utilisation": flops / per_step / peak}
@@ -193,6 +191,11 @@ def first_step(trial: Trial, started: float, case: str, out: Output) -> None:
     out.write("gpu/startup", f"{trial.network}, {case}", seconds, "s to first step", fields)
 
 
+def mean_loss(state: Any) -> float:
+    """Mean since the first step; waits for the device."""
+    return float(state.tally["loss"].total / state.tally["loss"].count)
+
+
 def cifar(request: dict[str, Any], trial: Trial, out: Output) -> None:
     """Train for some minutes on images that stay on the device; then a grid of samples from the averaged weights."""
     config = configured(trial)
@@ -224,13 +227,10 @@ def cifar(request: dict[str, Any], trial: Trial, out: Output) -> None:
             jax.block_until_ready(state.step)
         if spent - shown > 30:
             shown = spent
-            print(
-                f"{spent:.0f} s, {step} steps, mean loss {float(state.tally['loss'].total / state.tally['loss'].count):.4f}"
-            )
+            print(f"{spent:.0f} s, {step} steps, mean loss {mean_loss(state):.4f}", flush=True)
     jax.block_until_ready(state.step)
     spent = time.monotonic() - start
-    loss = float(state.tally["loss"].total / state.tally["loss"].count)
-    fields = {"network": trial.network, "batch": trial.batch, "minutes": spent / 60, "mean_loss": loss}
+    fields = {"network": trial.network, "batch": trial.batch, "minutes": spent / 60, "mean_loss": mean_loss(state)}
     fields |= {"images_per_s": step * trial.batch / spent, "examples": len(source)}
     out.write("gpu/cifar", trial.name, step, "steps", fields)
     draw = jax.jit(build.draw(config, ready.model, guided=False))

@@ -2,13 +2,13 @@
 
     python -m benchmarks.growth --part step --out growth.jsonl       # one device: compiled and timed
     python -m benchmarks.growth --part devices --out growth.jsonl    # 1 to 64 virtual devices: only compiled
-    python -m benchmarks.growth --part large --out growth.jsonl      # DiT-XL/2 for docs/scaling.md: only compiled
+    python -m benchmarks.growth --part large activations --out growth.jsonl      # DiT-XL/2 for docs/scaling.md
 
 ``step``: a DiT and a U-Net on random images; milliseconds (median), operations counted by XLA, memory that the compiled
 step needs, compile time. ``devices``: each mesh in a process with that many virtual CPU devices and the same rows
 for each device that splits rows ("weak scaling"); bytes that one device sends in a step, read from the compiled
 program, rings assumed. Nothing is executed there. ``large``: the same for DiT-XL/2 on latents, its loop over the
-depth compiled once.
+depth compiled once. ``activations``: temporaries of its step on one device against the batch; only compiled.
 """
 
 import dataclasses
@@ -32,6 +32,8 @@ MESHES = (
     (8, 8, 1),
     (8, 4, 2),
 )
+ACTIVATIONS = tuple((rows, remat) for remat in (True, False) for rows in (2, 4, 8))
+PARTS = ("step", "devices", "large", "activations")
 LARGE = ((1, 8, 1), (1, 64, 1), (8, 8, 1), (4, 8, 2))
 
 
@@ -110,10 +112,17 @@ def mesh_case(request: dict[str, Any], out: Output) -> None:
     from jaxdiff.training import init_state, make_train_step
 
     data, fsdp, tensor = request["mesh"]
-    rows = ROWS * data * fsdp
-    sizes = {"small": (4, 256, 4, 8, 16), "large": (2, 1152, 28, 16, 32), "smoke": (4, 128, 2, 2, 8)}
+    rows = request.get("rows", ROWS) * data * fsdp
+    sizes = {
+        "small": (4, 256, 4, 8, 16),
+        "large": (2, 1152, 28, 16, 32),
+        "smoke": (4, 128, 2, 2, 8),
+        "tiny": (4, 32, 2, 2, 8),
+    }
     patch, width, depth, heads, size = sizes[request["size"]]
-    network = DiTConfig(patch=patch, width=width, depth=depth, heads=heads, scan=True, remat=request["size"] == "large")
+    network = DiTConfig(
+        patch=patch, width=width, depth=depth, heads=heads, scan=True, remat=request.get("remat", False)
+    )
     config = _config(network, rows, size, dtype=request.get("dtype", "float32"), channels=4)
     mesh = sharding.make_mesh(data, fsdp, tensor)
     model = build.model(config, spec_of(config))
@@ -143,20 +152,26 @@ def mesh_case(request: dict[str, Any], out: Output) -> None:
     fields["sent_per_parameter_byte"] = total_sent(found) / (4 * parameters)
     fields |= {"state_MB": analysis.alias_size_in_bytes / 1e6, "temporaries_MB": analysis.temp_size_in_bytes / 1e6}
     fields |= {"compile_s": compiled.seconds}
+    if request["benchmark"] == "growth/activations":
+        name = f"{rows} rows, recomputation {'on' if request['remat'] else 'off'}, {request['dtype']}"
+        fields = {name: fields[name] for name in ("rows", "state_MB", "compile_s")}
+        out.write(request["benchmark"], name, analysis.temp_size_in_bytes / 1e6, "MB of temporaries", fields)
+        return
     name = f"{data} x {fsdp} x {tensor}"
     out.write(request["benchmark"], name, total_sent(found) / 1e6, "MB sent per device and step", fields)
 
 
-def devices(out: Output, meshes: Sequence[tuple[int, int, int]], size: str, benchmark: str) -> None:
+def devices(out: Output, requests: Sequence[dict[str, Any]]) -> None:
     """Each mesh in a process of its own, whose number of devices is fixed at its start."""
     root = pathlib.Path(__file__).parent.parent
     # Nothing is executed: machine code need not be fast, only the partitioned program matters.
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    for mesh in meshes:
-        request = {"mesh": mesh, "size": size, "benchmark": benchmark, "out": str(out.path) if out.path else None}
+    for request in requests:
+        mesh = request["mesh"]
         flags = os.environ.get("XLA_FLAGS", "") + f" {quick} --xla_force_host_platform_device_count={math.prod(mesh)}"
         env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "benchmarks.growth", "--child", json.dumps(request)]
+        text = json.dumps(request | {"out": str(out.path) if out.path else None})
+        command = [sys.executable, "-m", "benchmarks.growth", "--child", text]
         try:
             done = subprocess.run(command, cwd=root, env=env, text=True, capture_output=True, timeout=900)
             words = done.stderr.strip().splitlines() or [""]
@@ -165,7 +180,18 @@ def devices(out: Output, meshes: Sequence[tuple[int, int, int]], size: str, benc
         except subprocess.TimeoutExpired:
             failed = "it took more than 15 minutes"
         if failed:
-            out.write(benchmark, " x ".join(map(str, mesh)), f"not run: {failed}", "MB sent per device and step")
+            out.write(request["benchmark"], " x ".join(map(str, mesh)), f"not run: {failed}", "")
+
+
+def requests(part: str, smoke: bool) -> list[dict[str, Any]]:
+    """What the processes of a part are asked."""
+    if part == "devices":
+        meshes, size = (((1, 2, 1),), "smoke") if smoke else (MESHES, "small")
+        return [{"mesh": mesh, "size": size, "benchmark": "growth/devices"} for mesh in meshes]
+    if part == "large":
+        return [{"mesh": mesh, "size": "large", "remat": True, "benchmark": "growth/large"} for mesh in LARGE]
+    same = {"mesh": (1, 1, 1), "size": "large", "dtype": "bfloat16", "benchmark": "growth/activations"}
+    return [same | {"rows": rows, "remat": remat} for rows, remat in ACTIVATIONS]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser(
         __doc__,
         [
-            ("--part", {"nargs": "+", "choices": ("step", "devices", "large"), "default": ("step", "devices")}),
+            ("--part", {"nargs": "+", "choices": PARTS, "default": ("step", "devices")}),
             ("--child", {"help": "one mesh, by this script itself"}),
         ],
     )
@@ -186,11 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for part in args.part:
         if part == "step":
             step(out, args.smoke)
-        elif part == "devices":
-            size = "smoke" if args.smoke else "small"
-            devices(out, ((1, 2, 1),) if args.smoke else MESHES, size, "growth/devices")
         else:
-            devices(out, LARGE, "large", "growth/large")
+            devices(out, requests(part, args.smoke))
     return 0
 
 

@@ -1,6 +1,6 @@
 """The PyTorch side of gpu.py: the same DiT and DDPM++ trained in bfloat16, eager or compiled; needs no jax.
 
-    python -m benchmarks.peers_gpu '{"network": "dit-xl/2", "batch": 128, "compile": true, "smoke": false, "seconds": 5}'
+    python -m benchmarks.peers_gpu '{"network": "dit-b/2", "batch": 64, "compile": true, "smoke": false, "seconds": 5}'
     python -m benchmarks.peers_gpu --check tests/references        # outputs beside those of the published networks
 
 Parameters have the names of the published state dicts. A step is: noise, forward and backward under autocast to
@@ -192,7 +192,7 @@ def build(network, smoke):
     if network not in widths:
         raise SystemExit(f"there is no PyTorch side of {network}")
     if smoke:
-        return DiT(8, 4, 10, 4, 32, 2, 2), 4, 8, 10
+        return DiT(8, 4, 10, 4, 32, 1, 2), 4, 8, 10
     return DiT(32, 4, 1000, 2, *widths[network]), 4, 32, 1000
 
 
