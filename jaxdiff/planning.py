@@ -56,9 +56,9 @@ def count_flops(step: Any, *args: Any) -> float | None:
 def measured_peak(dtype: DTypeLike = "float32") -> float:
     """Operations per second of the largest matrix product, measured once per process: what 100 % utilisation is.
 
-    The best of several products on the first local device, of 1024^3 on a CPU and 8192^3 elsewhere, at the precision that
-    ``jax_default_matmul_precision`` sets. Takes a fraction of a second. Another program on the same
-    device makes it too low.
+    The best of several products on the first local device, of 1024^3 on a CPU and 8192^3 elsewhere, at the precision
+    that ``jax_default_matmul_precision`` sets. Takes a fraction of a second. Another program on the same device makes
+    it too low.
 
     Args:
         dtype: of the factors.
