@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdiff import sharding
 from jaxdiff.communication import collectives
-from jaxdiff.networks import EDM2, DDPMUNet, DiT, init_params, param_shapes
+from jaxdiff.networks import EDM2, DiT, ToyUNet, init_params, param_shapes
 
 SHAPE = (1, 8, 8, 3)
 
@@ -151,7 +151,7 @@ def leaves(tree):
         (dit(), (1, 8, 1)),
         (dit(scan=True), (1, 2, 4)),
         (tiny_edm2(), (2, 4, 1)),
-        (DDPMUNet(dim=8, channels=3), (1, 8, 1)),
+        (ToyUNet(channels=3), (1, 8, 1)),
     ],
     ids=["dit", "dit_scan", "edm2", "unet"],
 )
