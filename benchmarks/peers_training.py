@@ -30,6 +30,7 @@ class Block(nn.Module):
     """A DiT block with names as published."""
 
     def __init__(self, width, heads):
+        """Make the layers."""
         super().__init__()
         self.heads = heads
         self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
@@ -55,6 +56,7 @@ class DiT(nn.Module):
     """DiT without labels; learned positions that start where ours are."""
 
     def __init__(self, width=384, depth=6, heads=6, patch=2, channels=3):
+        """Make the layers."""
         super().__init__()
         rows = PIXELS // patch
         self.patch, self.rows = patch, rows
