@@ -94,8 +94,12 @@ import os, signal, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 index, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, initialization_timeout=30)
 import jax.numpy as jnp, numpy as np
+from jaxdiff import distributed
+processes = distributed.Processes(
+    distributed="manual", coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=index, join_timeout=30
+)
+distributed.initialize(processes)
 from jaxdiff import sharding, stopping, training
 from jaxdiff.checkpoints import Checkpoints
 
@@ -110,7 +114,7 @@ state = training.init_state({"w": np.ones((3, 2), np.float32)}, tx, loss=loss, b
 where = sharding.state_sharding(state, mesh)
 state = sharding.place(state, where)
 step = training.make_train_step(loss, tx, ema_decay=0.9, state_sharding=where)
-with stopping.StopSignal() as stop, Checkpoints(path) as writer:
+with distributed.watch(processes) as peers, stopping.StopSignal(peers.agree) as stop, Checkpoints(path) as writer:
     done = 0
     while done < 20_000 and not stop.requested(done):
         state = step(state, batch, jax.random.key(0))
@@ -122,7 +126,7 @@ with stopping.StopSignal() as stop, Checkpoints(path) as writer:
                 os.kill(os.getpid(), signal.SIGTERM)  # only one of the two is told
     writer.save(done, state, {})
 print(done, flush=True)
-os._exit(stopping.ExitCode.STOPPED if done < 20_000 else 1)
+sys.exit(stopping.ExitCode.STOPPED if done < 20_000 else 1)
 """
 
 
