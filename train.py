@@ -12,6 +12,7 @@ import math
 import pathlib
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -143,8 +144,11 @@ def write_log(run: Run, writers: Writers, state: TrainState, timing: dict[str, f
 
 def compiled_step(run: Run, state: TrainState, batch: Any, key: jax.Array) -> tuple[Compiled, float]:
     """Compile the train step and report it; returns it and the seconds that a step takes at the measured peak."""
-    compiled = compile_step(run.step, state, batch, key)
-    flops, peak = model_flops(run, compiled) or math.nan, peak_flops(run)
+    with ThreadPoolExecutor(1) as pool:  # counts while the compiler works
+        counting = pool.submit(model_flops, run)
+        compiled = compile_step(run.step, state, batch, key)
+        flops = counting.result() or math.nan
+    peak = peak_flops(run)
     log.info(
         "compiled the train step in %.1f s%s: %.4g GFLOP, %s per device; measured peak %.4g GFLOP/s",
         compiled.seconds,

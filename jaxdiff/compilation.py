@@ -21,7 +21,6 @@ class Compiled(NamedTuple):
         call: the executable; takes arguments of the shapes and shardings that it was compiled for.
         seconds: wall time of tracing, lowering and compiling.
         flops: floating point operations of one call on one device as counted by the compiler, else None.
-        written: operations as written, of all devices together, before the compiler changes them; loops once; or None.
         memory_bytes: arguments, outputs and temporaries, less the memory that they share; None if unknown.
         cache_hit: True when it came from the disk cache; None when that cache is off.
     """
@@ -29,7 +28,6 @@ class Compiled(NamedTuple):
     call: Callable[..., Any]
     seconds: float
     flops: float | None
-    written: float | None
     memory_bytes: int | None
     cache_hit: bool | None
 
@@ -116,8 +114,7 @@ def compile_step(fn: Any, *args: Any) -> Compiled:
     jax.monitoring.register_event_listener(listen)
     try:
         start = time.perf_counter()
-        lowered = fn.lower(*args)
-        compiled = lowered.compile()
+        compiled = fn.lower(*args).compile()
         seconds = time.perf_counter() - start
     finally:
         jax.monitoring.unregister_event_listener(listen)
@@ -132,8 +129,6 @@ def compile_step(fn: Any, *args: Any) -> Compiled:
             - memory.alias_size_in_bytes
         )
     flops = float(cost["flops"]) if "flops" in cost else None
-    before = lowered.cost_analysis() or {}
-    written = float(before["flops"]) if "flops" in before else None
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]: made at run time
     cached = bool(hits) if folder else None
-    return Compiled(compiled, seconds, flops, written, total, cached)
+    return Compiled(compiled, seconds, flops, total, cached)

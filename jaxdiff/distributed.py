@@ -18,18 +18,8 @@ from typing import Literal
 
 import jax
 
-from jaxdiff.peers import (
-    LINGER,
-    PeerError,
-    Peers,
-    barrier,
-    end_process,
-    exit_on_abort,
-    place,
-    read_key,
-    read_keys,
-    write_key,
-)
+from jaxdiff.coordination import PeerError, barrier, place, read_key, read_keys, write_key
+from jaxdiff.peers import LINGER, Peers, end_process, exit_on_abort
 from jaxdiff.stopping import ExitCode
 
 __all__ = [

@@ -12,8 +12,9 @@ import jax
 
 from jaxdiff import build, data, planning, sharding
 from jaxdiff.checkpoints import Checkpoints, config_differences
-from jaxdiff.compilation import Compiled, compiler_options
+from jaxdiff.compilation import compiler_options
 from jaxdiff.config import Config, from_dict, to_dict
+from jaxdiff.networks import plain_attention
 from jaxdiff.training import TrainState, init_state, make_train_step
 from jaxdiff.typing import require
 
@@ -241,23 +242,21 @@ def restore(run: Run, checkpoints: Checkpoints, resume: str) -> TrainState:
     return state
 
 
-def model_flops(run: Run, compiled: Compiled | None = None) -> float | None:
-    """Operations of one step on all devices together, as XLA counts the network itself without recomputation.
+def model_flops(run: Run) -> float | None:
+    """Operations of one step on all devices together, as XLA counts the network itself.
+
+    Neither loops, of which it counts one turn, nor recomputation, nor kernels that it cannot look into are part of it.
 
     Args:
         run: from ``open_run``.
-        compiled: the compiled step; where nothing in it is repeated its own count is taken, which costs no time.
     """
-    runtime, network = run.config.runtime, run.config.network
-    repeats = getattr(network, "scan", False) or getattr(network, "remat", False)
-    if compiled is not None and not repeats and runtime.micro_batches == runtime.steps_per_call == 1:
-        return compiled.written
     count = jax.process_count()  # each has as many rows of the batch
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), run.loader.batch(0)
     )
     key = jax.random.key(run.config.seed)
-    return planning.count_flops(*build.unrolled_step(run.config, run.model.spec, batch, key))
+    with plain_attention():
+        return planning.count_flops(*build.unrolled_step(run.config, run.model.spec, batch, key))
 
 
 def peak_flops(run: Run) -> float:

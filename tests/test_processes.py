@@ -18,7 +18,7 @@ from runs import TINY, assert_same_run, command, environment, log_lines, run, sa
 from jaxdiff import distributed, stopping
 from jaxdiff.stopping import ExitCode
 
-STEPS, PEER_TIMEOUT = 100, 6
+STEPS, PEER_TIMEOUT = 70, 6
 TIMEOUTS = ("--join-timeout=60", f"--peer-timeout={PEER_TIMEOUT}")
 SHORT = (*TINY, f"--train.steps={STEPS}", "--train.save-every=1000")
 LONG = ("--train.steps=1000000", "--train.save-every=10")

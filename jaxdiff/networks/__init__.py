@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxdiff.networks.adapters import as_network, count_params, init_params, param_shapes
     from jaxdiff.networks.adm import ADM
+    from jaxdiff.networks.attention import plain_attention
     from jaxdiff.networks.context_unet import ContextUnet
     from jaxdiff.networks.ddpm_unet import DDPMUNet
     from jaxdiff.networks.ddpmpp import DDPMpp
@@ -61,6 +62,7 @@ __all__ = [
     "count_params",
     "init_params",
     "param_shapes",
+    "plain_attention",
     "positional_encoding",
     "sinusoidal_embedding",
 ]
@@ -68,6 +70,7 @@ __all__ = [
 _MODULES = {
     "adapters": "as_network count_params init_params param_shapes",
     "adm": "ADM",
+    "attention": "plain_attention",
     "context_unet": "ContextUnet",
     "ddpm_unet": "DDPMUNet",
     "ddpmpp": "DDPMpp",

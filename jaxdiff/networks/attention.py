@@ -1,8 +1,11 @@
 """Attention among the positions of one example (never among rows of the batch)."""
 
+import contextlib
+import contextvars
 import functools
 import logging
 import os
+from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 import einops
@@ -16,7 +19,7 @@ from jaxdiff.networks.cpu import softmax_by_rows
 from jaxdiff.networks.initializers import constant, glorot_uniform
 from jaxdiff.networks.layers import GroupNorm, Linear
 
-__all__ = ["LinearAttention", "SelfAttention", "TokenAttention", "attend", "attention_form"]
+__all__ = ["LinearAttention", "SelfAttention", "TokenAttention", "attend", "attention_form", "plain_attention"]
 
 _log = logging.getLogger("jaxdiff")
 
@@ -49,6 +52,8 @@ def attention_form(q: Array, k: Array, *, special: bool) -> tuple[Form, str]:
     asked = os.environ.get(SWITCH, "auto")
     if asked not in ("auto", "xla", "cudnn"):
         raise ValueError(f"{SWITCH} must be auto, xla or cudnn; got {asked!r}.")
+    if _PLAIN.get():
+        return "xla", "plain_attention"
     backend, head = jax.default_backend(), q.shape[-1]
     if asked == "xla":
         return "xla", f"{SWITCH}=xla"
@@ -69,6 +74,19 @@ def attention_form(q: Array, k: Array, *, special: bool) -> tuple[Form, str]:
     if special or q.dtype not in (jnp.float32, jnp.float64) or jax.device_count() > 1:
         return "xla", "a bias, a mask, a short type or several devices"
     return ("rows", "") if q.shape[1] * k.shape[1] >= MANY_SCORES else ("xla", "few tokens")
+
+
+_PLAIN: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Trace attention in its plain form: for programs whose operations are counted, or made for another platform."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
 
 
 @functools.cache
