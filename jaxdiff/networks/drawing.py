@@ -73,6 +73,8 @@ def draw_split(key: Key[Array, ""], layout: Layout, mesh: AbstractMesh, specs: S
         for (shape, init), split in zip(layout, axes, strict=True)
     ]
     used = sorted({name for split in axes for names in split for name in names})
+    if not used:  # too small to be split at all
+        return draw(key, layout)
     coordinates = np.indices([mesh.shape[name] for name in used]).reshape(len(used), -1)
 
     def mine(words: UInt32[Array, "2 2"]) -> list[Array]:
