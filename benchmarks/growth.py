@@ -32,7 +32,7 @@ MESHES = (
     (8, 8, 1),
     (8, 4, 2),
 )
-ACTIVATIONS = tuple((rows, remat) for remat, few in ((True, 32), (False, 4)) for rows in (few, 2 * few, 4 * few))
+ACTIVATIONS = tuple((rows, remat) for remat, few in ((True, 256), (False, 4)) for rows in (few, 2 * few, 4 * few))
 PARTS = ("step", "devices", "large", "activations")
 LARGE = ((1, 8, 1), (1, 64, 1), (8, 8, 1), (4, 8, 2))
 
