@@ -1,18 +1,17 @@
 """Draw samples from a trained run:  python sample.py RUN_DIR [--num N --label L --guidance W --steps N ...].
 
 Everything is rebuilt from the checkpoint. Sample i depends on the seed and i alone. An interrupted command
-continues where it stopped. Exit codes: 0 done, 2 wrong arguments or no usable checkpoint, 76 another process
-of the run is gone (run it again on all), 130/143 signals.
+continues where it stopped. Exit codes: 0 done, 2 wrong arguments or no usable checkpoint, 130/143 signals.
 """
 
 import dataclasses
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
-from jaxdiff import cli, distributed
+from jaxdiff import cli
 from jaxdiff.config import Config, SampleConfig
 from jaxdiff.config.sections import GridName, SamplerName
 from jaxdiff.sampling import Request, load_run, parse_labels, parse_part, read_inputs, run_request
@@ -64,7 +63,6 @@ class Arguments:
     """Step of the checkpoint; default the newest good one."""
     matmul_precision: Literal["default", "high", "highest"] | None = None
     """Precision of float32 products on GPU and TPU; default as in training."""
-    processes: Annotated[distributed.Processes, tyro.conf.arg(name="")] = distributed.Processes()
 
 
 def updated(config: Config, args: Arguments) -> Config:
@@ -79,17 +77,8 @@ def updated(config: Config, args: Arguments) -> Config:
 
 
 def main() -> int:
-    """Join the other processes, if there are any, and draw."""
-    args = tyro.cli(Arguments, prog="sample.py", description=__doc__)
-    joined = distributed.initialize(args.processes)
-    with distributed.watch(args.processes):
-        if joined and distributed.is_main():
-            print(joined, file=sys.stderr)
-        return sample(args)
-
-
-def sample(args: Arguments) -> int:
     """Load the run, draw, write."""
+    args = tyro.cli(Arguments, prog="sample.py", description=__doc__)
     run = load_run(args.run_dir, step=args.checkpoint, weights=args.weights, spread=True)
     run = run._replace(config=updated(run.config, args))
     print(cli.start(run.config.runtime), file=sys.stderr)

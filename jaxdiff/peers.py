@@ -37,6 +37,9 @@ INTERVAL = 0.5  # seconds between two beats
 LINGER = 2.5  # seconds that process 0 stays to let the others read why the run ends
 BROKEN = 10.0  # seconds without a beat that are enough when a collective has already failed
 _KEYS = "jaxdiff/"
+_COLLECTIVE = re.compile(
+    r"Gloo|NCCL|RCCL|coordination service|Socket closed|Connection (closed|reset|refused)|UNAVAILABLE"
+)
 
 
 class PeerError(RuntimeError):
@@ -264,7 +267,7 @@ class Peers:
             return
         if isinstance(error, PeerError):
             self._end(f"{error} {_at(self.step)}")
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if _of_runtime(error):
             # Perhaps a collective that lost its peer: the threads find out which, and end this process.
             self._state = "broken"
             self._wake.set()
@@ -385,6 +388,15 @@ class Peers:
         step = newest[0] if newest else None
         place = f"from step {step}" if step is not None else "from the last checkpoint, if there is one"
         return f"{verdict}: run the same command on all processes to go on {place}"
+
+
+def _of_runtime(error: BaseException | None) -> bool:
+    """Whether an error may be that of a collective; jax raises some of them as plain ``ValueError``."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) or _COLLECTIVE.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _at(step: int | None) -> str:

@@ -34,7 +34,7 @@ class StepCost(NamedTuple):
 
 def available_memory() -> int:
     """Bytes that the first device can still give: its own memory, or that of the machine for a CPU."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -56,9 +56,9 @@ def count_flops(step: Any, *args: Any) -> float | None:
 def measured_peak(dtype: DTypeLike = "float32") -> float:
     """Operations per second of the largest matrix product, measured once per process: what 100 % utilisation is.
 
-    The best of several products on the first device, of 1024^3 on a CPU and 8192^3 elsewhere, at the precision that
-    ``jax_default_matmul_precision`` sets. Takes a fraction of a second. Another program on the same
-    device makes it too low.
+    The best of several products on the first local device, of 1024^3 on a CPU and 8192^3 elsewhere, at the precision
+    that ``jax_default_matmul_precision`` sets. Takes a fraction of a second. Another program on the same device makes
+    it too low.
 
     Args:
         dtype: of the factors.
@@ -77,7 +77,7 @@ def _measured_peak(dtype: str, precision: str) -> float:
     # Random, because zeros cost a GPU less; by NumPy, because a compiled generator would take longer to compile.
     draw = np.random.default_rng(0)
     factors = (draw.random((size, size), np.float32) - 0.5 for _ in range(2))
-    a, b = (jax.device_put(x.astype(jnp.dtype(dtype)), jax.devices()[0]) for x in factors)
+    a, b = (jax.device_put(x.astype(jnp.dtype(dtype)), jax.local_devices()[0]) for x in factors)
     best = float("inf")
     # On a CPU the library that computes products depends on the options: the peak is that of the better one.
     for options in {tuple(compiler_options(kind).items()) for kind in ("conv", "dense")}:

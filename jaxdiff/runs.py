@@ -165,9 +165,7 @@ def open_run(config: Config, folder: pathlib.Path, *, planned: bool = False) -> 
 
 def first_state(run: Run) -> TrainState:
     """Compute the state before the first step, each part on the devices that keep it."""
-    where = jax.tree.map(lambda s: s.sharding, run.shapes)
-    # One device holds it all in any case, and step by step nothing has to be compiled.
-    return sharding.place(run.first(), where) if run.mesh.size == 1 else sharding.create(run.first, where)
+    return sharding.create(run.first, jax.tree.map(lambda s: s.sharding, run.shapes))
 
 
 @contextlib.contextmanager

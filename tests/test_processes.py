@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -33,18 +34,19 @@ def free_port() -> int:
 class Group:
     """The processes of one run."""
 
-    def __init__(self, *args: object, count: int = 2, folders: list[pathlib.Path] | None = None, script="train.py"):
-        where = ("--distributed=manual", f"--coordinator=127.0.0.1:{free_port()}", f"--num-processes={count}")
+    def __init__(self, *args: object, folders: list[pathlib.Path] | None = None, script: str = "train.py"):
+        where = ("--distributed=manual", f"--coordinator=127.0.0.1:{free_port()}", "--num-processes=2")
+        program = command(script) if script.endswith(".py") else [sys.executable, "-c", script]
         self.processes = [
             subprocess.Popen(
-                command(script, *args, *where, f"--process-id={i}", *TIMEOUTS),
+                [*program, *map(str, args), *where, f"--process-id={i}", *TIMEOUTS],
                 env=environment(),
                 cwd=folders[i] if folders else None,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for i in range(count)
+            for i in range(2)
         ]
 
     def __enter__(self) -> "Group":
@@ -64,15 +66,16 @@ class Group:
         chosen = [self.processes[i] for i in indices or range(len(self.processes))]
         return [process.communicate(timeout=timeout)[1] for process in chosen]
 
+    def wait_for(self, found: Callable[[], object], seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not found():
+            if time.monotonic() > end or any(process.poll() is not None for process in self.processes):
+                self.__exit__()
+                raise AssertionError(f"it did not happen: {self.end()}")
+            time.sleep(0.05)
+
     def codes(self) -> list[int | None]:
         return [process.returncode for process in self.processes]
-
-
-def wait_for(found, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def committed(folder: pathlib.Path):
@@ -117,7 +120,7 @@ def test_files_and_messages_are_written_once(together):
 def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_exactly(tmp_path, together):
     folder = tmp_path / "run"
     with Group(*SHORT, "--run-dir", folder) as group:
-        wait_for((folder / "log.jsonl").exists)
+        group.wait_for((folder / "log.jsonl").exists)
         group.signal(1, signal.SIGTERM)
         text = group.end(timeout=30)
         assert group.codes() == [ExitCode.STOPPED] * 2, text
@@ -130,18 +133,38 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_exactly(tmp_path,
     assert_same_run(folder, together[0], STEPS)
 
 
+LOOP = """
+import pathlib, sys, time
+import jax.numpy as jnp, tyro
+from jax.experimental import multihost_utils
+from jaxdiff import distributed
+
+folder = pathlib.Path(sys.argv.pop(1))
+processes = tyro.cli(distributed.Processes)
+distributed.initialize(processes)
+with distributed.watch(processes) as peers:
+    peers.saved = lambda: 0
+    for step in range(1, 100_000):
+        multihost_utils.process_allgather(jnp.ones(3))
+        peers.agree(step, False)
+        (folder / f"started{processes.process_id}").touch()
+        time.sleep(0.05)
+"""
+
+
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
-    """Three runs at once, for most of their time is waiting: name -> folder, seconds to the end, codes, texts."""
-    found = {}
+    """Three runs at once, for most of their time is waiting: name -> folder, seconds to the end, code, text."""
+    found, groups = {}, {}
     with contextlib.ExitStack() as stack:
-        groups = {}
         for name in FAULTS:
-            folder = tmp_path_factory.mktemp(name) / "run"
-            groups[name] = (folder, stack.enter_context(Group(*TINY, *LONG, "--run-dir", folder)))
+            folder = tmp_path_factory.mktemp(name)
+            train, loop = (*TINY, *LONG, "--run-dir", folder), (folder,)
+            group = Group(*train) if name == "killed" else Group(*loop, script=LOOP)
+            groups[name] = (folder, stack.enter_context(group))
         for name, (folder, group) in groups.items():
             victim, number = FAULTS[name]
-            wait_for(committed(folder))
+            group.wait_for(committed(folder) if name == "killed" else lambda: len(list(folder.glob("started*"))) == 2)  # noqa: B023
             start = group.signal(victim, number)
             text = group.end(1 - victim, timeout=40)[0]
             found[name] = (folder, time.monotonic() - start, group.processes[1 - victim].returncode, text)
@@ -164,7 +187,7 @@ def test_the_run_goes_on_after_a_lost_process(faults):
     folder = faults["killed"][0]
     newest = max(int(path.name) for path in committed(folder)())
     with Group(*TINY, *LONG, "--run-dir", folder, "--resume=must") as group:
-        wait_for(lambda: any(int(path.name) > newest for path in committed(folder)()))
+        group.wait_for(lambda: any(int(path.name) > newest for path in committed(folder)()))
         for index in (0, 1):  # as a launcher does
             group.signal(index, signal.SIGINT)
         text = group.end()
@@ -295,11 +318,9 @@ def test_one_process_needs_nobody(tmp_path):
 
 
 WORKER = """
-import signal, sys, time
+import signal, time, tyro
 from jaxdiff import distributed, stopping
-processes = distributed.Processes(
-    distributed="manual", coordinator=sys.argv[1], num_processes=2, process_id=int(sys.argv[2]), peer_timeout=6
-)
+processes = tyro.cli(distributed.Processes)
 distributed.initialize(processes)
 for _ in range(3):
     distributed.barrier("again", 10)
@@ -326,26 +347,12 @@ with distributed.watch(processes) as peers:
 
 
 def test_barriers_end_in_time_all_stop_at_one_step_and_an_error_of_one_ends_the_others():
-    where = f"127.0.0.1:{free_port()}"
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, where, str(i)],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        (out, first), (other, _) = [process.communicate(timeout=60) for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
+    with Group(script=WORKER) as group:
+        (out, first), (other, _) = [process.communicate(timeout=60) for process in group.processes]
     assert "process 1 did not arrive at 'late' within 1 s; True" in out
     steps = [next(line for line in text.splitlines() if "stopped at" in line) for text in (out, other)]
     assert steps[0] == steps[1]
-    assert pair[0].returncode == ExitCode.PEER_LOST
+    assert group.codes()[0] == ExitCode.PEER_LOST
     step = steps[0].split()[-1]
     assert errors(first)[0].startswith(
         f"error: process 1 ended with an error at step {step} (ValueError: no such file): run the same command on all"

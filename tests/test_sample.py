@@ -1,6 +1,7 @@
 """sample.py as a user runs it: everything from the checkpoint, resumable, sample i by (seed, i) alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ DIGITS = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    for name, args in (("points", (*TINY, "--train.steps=10")), ("digits", DIGITS)):
+    for name, args in (("points", (*TINY, "--train.steps=10", "--train.save-every=5")), ("digits", DIGITS)):
         done = run("train.py", *args, "--run-dir", folder / name)
         assert done.returncode == 0, done.stderr
     return folder
@@ -113,6 +114,19 @@ def test_wrong_arguments_end_with_one_clear_line(trained, args, words, tmp_path)
     last = wrong.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and words in last and "Traceback" not in wrong.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(trained, tmp_path, caplog):
+    shutil.copytree(trained / "points", tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "10"
+    torn = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(torn.read_bytes())
+    content[len(content) // 2] ^= 1
+    torn.write_bytes(content)
+    assert load_run(tmp_path / "run").step == 5
+    assert torn.name in caplog.text
+    with pytest.raises(ValueError, match=torn.name):
+        load_run(tmp_path / "run", step=10)
 
 
 def test_missing_runs_and_labels_of_unconditional_runs_are_named(trained, tmp_path):

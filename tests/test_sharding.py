@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdiff import sharding
 from jaxdiff.communication import collectives
-from jaxdiff.networks import EDM2, DDPMUNet, DiT, init_params, param_shapes
+from jaxdiff.networks import EDM2, DiT, ToyUNet, init_params, param_shapes
 
 SHAPE = (1, 8, 8, 3)
 
@@ -63,7 +63,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_size(rows, nea
     with pytest.raises(ValueError, match=rf"\['x'\] of shape \({rows}, 2\) .* 8 devices: use a batch of {near} rows"):
         sharding.shard_batch({"x": np.zeros((rows, 2))}, mesh)
     # Devices along "tensor" hold the same rows.
-    with pytest.raises(ValueError, match=r"2 devices: use a batch of 2 rows"):
+    with pytest.raises(ValueError, match=r"2 devices: use a batch of 4 rows"):
         sharding.shard_batch({"x": np.zeros((1, 3, 2))}, sharding.make_mesh(1, 2, 4), stacked=True)
 
 
@@ -86,6 +86,8 @@ SIZES = {"data": 1, "fsdp": 2, "tensor": 2}
         ("params/block0/mlp_in/bias", (128,), P(("tensor", "fsdp"))),  # one axis for both
         ("params/block0/mlp_out/bias", (128,), P("fsdp")),
         ("params/block0/attention/out/kernel", (64, 32), P("tensor", "fsdp")),
+        ("params/block0/qkv/kernel", (32, 96), P(None, "fsdp")),  # three matrices side by side
+        ("params/middle_layer0/mlp_in/kernel", (32, 128), P(None, "fsdp")),  # two
         ("params/time/out/kernel", (64, 32), P("fsdp")),  # no attention there
         ("params/down0_block1/conv2/kernel", (3, 3, 8, 16), P(None, None, None, "fsdp")),
         ("params/label_table", (1001, 8), P(None, "fsdp")),
@@ -149,7 +151,7 @@ def leaves(tree):
         (dit(), (1, 8, 1)),
         (dit(scan=True), (1, 2, 4)),
         (tiny_edm2(), (2, 4, 1)),
-        (DDPMUNet(dim=8, channels=3), (1, 8, 1)),
+        (ToyUNet(channels=3), (1, 8, 1)),
     ],
     ids=["dit", "dit_scan", "edm2", "unet"],
 )

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.initializers import Initializer, constant, declare, fan_in_uniform
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
     "TransposedConv",
     "check_channels",
     "check_divisible",
-    "convolve",
     "depth_to_space",
     "max_pool",
     "space_to_depth",
@@ -168,33 +168,6 @@ class Conv(nn.Module):
             return y
         bias = declare(self, "bias", self.bias_init or init, (self.features,))
         return y + _channelwise(bias.astype(self.dtype), y.ndim)
-
-
-def convolve(
-    x: Float[Array, "b *space inputs"],
-    kernel: Float[Array, "..."],
-    *,
-    stride: int = 1,
-    padding: tuple[int, int] | None = None,
-) -> Float[Array, "b *out_space outputs"]:
-    """Convolve ``x`` with ``kernel`` of shape (*sizes, inputs, outputs) over its one or two spatial axes.
-
-    Args:
-        x: channels last.
-        kernel: in the type of ``x``.
-        stride: along every axis.
-        padding: zeros before and after every axis; None keeps height and width when ``stride`` is 1.
-    """
-    axes = x.ndim - 2
-    space = "HW"[2 - axes :]
-    half = (kernel.shape[0] - 1) // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride,) * axes,
-        padding=[padding or (half, half)] * axes,
-        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
-    )
 
 
 class TransposedConv(nn.Module):

@@ -9,8 +9,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.initializers import Initializer, constant, declare, normal
-from jaxdiff.networks.layers import convolve
 from jaxdiff.typing import Params
 
 __all__ = [

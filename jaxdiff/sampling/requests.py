@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxdiff import build, data
-from jaxdiff.checkpoints import read_meta, restore_params
+from jaxdiff.checkpoints import intact, read_meta, restore_params
 from jaxdiff.config import Config, from_dict
 from jaxdiff.sampling.placing import local_mesh, param_sharding
 from jaxdiff.sharding import place
@@ -110,10 +110,12 @@ def load_run(
 
     Raises:
         FileNotFoundError: no run or no usable checkpoint there.
+        DamagedError: the checkpoint asked for is damaged; names the file.
     """
     checkpoints = pathlib.Path(folder) / "checkpoints"
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"no run in {folder}: train one first, for example  python train.py digits")
+    step = intact(checkpoints, step)
     meta = read_meta(checkpoints, step)
     config = from_dict(meta["config"])
     model = build.model(config, data.DataSpec.from_dict(meta["spec"]))
@@ -121,7 +123,7 @@ def load_run(
     shapes = build.param_shapes(model)
     if spread:
         shapes = place(shapes, param_sharding(shapes, local_mesh(config)))
-    params = restore_params(checkpoints, shapes, name=name, step=int(meta["step"]))
+    params = restore_params(checkpoints, shapes, name=name, step=step, check=False)
     normalizer = data.Normalizer.from_dict(meta["normalizer"])
     return TrainedRun(config, model, params, normalizer, int(meta["step"]), weights)
 

@@ -12,7 +12,7 @@ depth of blocks in a loop, is not touched. Then the largest axis that is left is
 for every array what was decided, and why not more.
 """
 
-from jaxdiff.sharding.inside import create, gather, here, on_mesh, split_rows
+from jaxdiff.sharding.inside import create, gather, here, on_mesh
 from jaxdiff.sharding.mesh import batch_sharding, make_mesh, place, replicated, shard_batch
 from jaxdiff.sharding.rules import MIN_SIZE, RULES, Placement, describe, format_placements, placement, state_sharding
 
@@ -32,6 +32,5 @@ __all__ = [
     "placement",
     "replicated",
     "shard_batch",
-    "split_rows",
     "state_sharding",
 ]

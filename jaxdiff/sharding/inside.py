@@ -2,17 +2,16 @@
 
 import contextvars
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff.sharding.mesh import ROWS, place
+from jaxdiff.sharding.mesh import place
 from jaxdiff.sharding.rules import MIN_SIZE, RULES, Placement, Rules, placement
 
-__all__ = ["create", "gather", "here", "on_mesh", "split_rows"]
+__all__ = ["create", "gather", "here", "on_mesh"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,7 +33,7 @@ _RULES: contextvars.ContextVar[tuple[Rules, int]] = contextvars.ContextVar("rule
 
 
 def on_mesh(function: F, mesh: Mesh, *, rules: Rules = RULES, min_size: int = MIN_SIZE) -> F:
-    """Let a function know its mesh while it is traced: ``gather`` and ``split_rows`` act only then.
+    """Let a function know its mesh while it is traced: ``gather`` acts only then.
 
     Wrap what trains or samples on a mesh with "fsdp" or "tensor" in it, for instance the loss. On a mesh without them
     nothing changes.
@@ -100,21 +99,6 @@ def gather(x: jax.Array, path: str) -> jax.Array:
 def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
     names = [entry if isinstance(entry, tuple) else (entry,) for entry in spec]
     return PartitionSpec(*(tuple(n for n in entry if n not in ("fsdp", None)) or None for entry in names))
-
-
-def split_rows(x: jax.Array) -> jax.Array:
-    """Keep the rows of activations split over "data" and "fsdp", and everything else of them together.
-
-    Args:
-        x: (rows, ...).
-
-    Returns:
-        The same values; exactly ``x`` without ``on_mesh``, and where the rows do not divide by the devices.
-    """
-    context = here()
-    if context is None or x.shape[0] % math.prod(context.mesh.shape[name] for name in ROWS):
-        return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(context.mesh, PartitionSpec(ROWS)))
 
 
 def create(first: Callable[[], Any], shardings: Any, *, rules: Rules = RULES, min_size: int = MIN_SIZE) -> Any:

@@ -15,18 +15,21 @@ Rules: TypeAlias = tuple[tuple[str, tuple[str | None, ...]], ...]
 
 _KERNEL = r"/(mp_)?kernel$"
 RULES: Rules = (
-    # Heads: Q, K and V are split by their outputs, what follows attention by its inputs.
-    (r"(^|[/_])qkv(_time)?" + _KERNEL, (None, "tensor")),
-    (r"(^|[/_])qkv/bias$", ("tensor",)),
-    (r"cross_(q|kv)" + _KERNEL, (None, "tensor")),
+    # Heads: queries are split by the outputs of their matrix, what follows attention by its inputs.
+    (r"cross_q" + _KERNEL, (None, "tensor")),
     (r"(attention_out|self_out|cross_out)" + _KERNEL, ("tensor", None)),
     (r"(attention\d*|layer\d*s?)/(out|proj)" + _KERNEL, ("tensor", None)),
     # Perceptrons: the first matrix by its outputs, the second by its inputs; between them nothing is sent.
-    (r"(^|[/_])(mlp|feed)_in" + _KERNEL, (None, "tensor")),
-    (r"(^|[/_])(mlp|feed)_in/bias$", ("tensor",)),
+    (r"layer\d*s?/mlp_in/", ()),  # value and gate side by side
+    (r"(^|[/_])mlp_in" + _KERNEL, (None, "tensor")),
+    (r"(^|[/_])mlp_in/bias$", ("tensor",)),
     (r"(^|[/_])(mlp|feed)_out" + _KERNEL, ("tensor", None)),
 )
 """Tensor parallelism of the networks of this package: one sum over the devices behind attention and one behind the MLP.
+
+A matrix that holds several side by side (``qkv``, ``cross_kv``, ``feed_in``) is not split by its outputs: a part of it
+would be queries and half of the keys instead of some heads of each, and all of Q, K and V would have to be gathered.
+Devices along "tensor" compute it alike, and split the heads after it.
 
 Reference: Shoeybi et al. 2019, Megatron-LM, section 3, arXiv:1909.08053.
 """

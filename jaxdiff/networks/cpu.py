@@ -1,0 +1,164 @@
+"""Forms of convolution and attention that are fast on a CPU; elsewhere nothing here is used.
+
+What they work around in XLA's CPU backend: a convolution is fast only in the layout NHWC x HWIO -> NHWC without
+dilation, and inside a loop (micro-batches, scan over the depth) any other layout is a hundred times slower, which is
+what the gradient of an ordinary convolution is; and softmax attention writes all scores of a batch to memory.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+__all__ = ["convolve_explicit", "softmax_by_rows"]
+
+SCORES_BYTES = 2**21
+"""Scores that one pass of attention may hold: more does not stay in the cache of a core."""
+
+Padding = tuple[int, int]
+
+
+def _plain(x: Array, kernel: Array, *, padding: Padding) -> Array:
+    """Convolution without stride in the one layout that is fast."""
+    axes = x.ndim - 2
+    space = "HW"[2 - axes :]
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1,) * axes,
+        padding=[padding] * axes,
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+    )
+
+
+def _gradient_of_input(cotangent: Array, x: Array, kernel: Array, *, padding: Padding) -> Array:
+    """The cotangents convolved with the reversed kernel, inputs and outputs exchanged."""
+    del x  # only its shape is known, and the result has it
+    axes = tuple(range(kernel.ndim - 2))
+    edge = kernel.shape[0] - 1
+    reversed_kernel = jnp.swapaxes(jnp.flip(kernel, axes), -1, -2)
+    return _stride_free(cotangent, reversed_kernel, padding=(edge - padding[0], edge - padding[1]))
+
+
+def _gradient_of_kernel(cotangent: Array, x: Array, kernel: Array, *, padding: Padding) -> Array:
+    """The inputs convolved with the cotangents over space, rows of the batch being what is summed over."""
+    del kernel
+    axes = tuple(range(1, x.ndim - 1))
+    channels_first = jnp.transpose(x, (x.ndim - 1, *axes, 0))
+    as_kernel = jnp.transpose(cotangent, (*axes, 0, x.ndim - 1))
+    gradient = _plain(channels_first, as_kernel, padding=padding)
+    return jnp.transpose(gradient, (*axes, 0, x.ndim - 1))
+
+
+def _shape(x: ShapedArray, kernel: ShapedArray, *, padding: Padding) -> ShapedArray:
+    space = tuple(n + sum(padding) - k + 1 for n, k in zip(x.shape[1:-1], kernel.shape, strict=False))
+    return ShapedArray((x.shape[0], *space, kernel.shape[-1]), x.dtype)
+
+
+def _batched(arguments: tuple[Array, Array], dims: tuple, *, padding: Padding) -> tuple[Array, int]:
+    return jax.vmap(functools.partial(_plain, padding=padding), in_axes=dims)(*arguments), 0
+
+
+# A primitive and no custom_vjp, because that would refuse forward mode (likelihoods, consistency, MeanFlow).
+_convolution = Primitive("convolution_cpu")
+_convolution.def_impl(jax.jit(_plain, static_argnames="padding"))
+_convolution.def_abstract_eval(_shape)
+mlir.register_lowering(_convolution, mlir.lower_fun(_plain, multiple_results=False))
+ad.defbilinear(_convolution, _gradient_of_input, _gradient_of_kernel)
+batching.primitive_batchers[_convolution] = _batched
+
+
+def _stride_free(x: Array, kernel: Array, *, padding: Padding) -> Array:
+    return _convolution.bind(x, kernel, padding=padding)
+
+
+def convolve_explicit(
+    x: Float[Array, "b *space inputs"], kernel: Float[Array, "..."], *, stride: int, padding: tuple[int, int]
+) -> Float[Array, "b *out_space outputs"]:
+    """``convolution.convolve`` whose gradients are convolutions in the fast layout, in loops too.
+
+    A stride s is taken by moving s x s neighbourhoods into channels first: a kernel of size k then has size
+    ceil(k / s), without stride. A kernel of size 1 is a matrix product.
+
+    Args:
+        x: (b, space, inputs), with one or two axes of space.
+        kernel: (sizes, inputs, outputs), the same size along every axis.
+        stride: along every axis, at least 1.
+        padding: zeros before and after every axis.
+    """
+    axes = x.ndim - 2
+    size = kernel.shape[0]
+    if stride > 1:
+        x, kernel = _neighbourhoods(x, kernel, stride, padding)
+        padding, size = (0, 0), kernel.shape[0]
+    excess = tuple(max(p - (size - 1), 0) for p in padding)
+    if any(excess):  # the gradient would have to crop
+        x = jnp.pad(x, [(0, 0), *[excess] * axes, (0, 0)])
+        padding = (padding[0] - excess[0], padding[1] - excess[1])
+    if size == 1:
+        return x @ kernel.reshape(kernel.shape[-2:])
+    return _stride_free(x, kernel, padding=padding)
+
+
+def _neighbourhoods(x: Array, kernel: Array, stride: int, padding: Padding) -> tuple[Array, Array]:
+    """Input and kernel of the same convolution with the stride moved into channels."""
+    axes, size = x.ndim - 2, kernel.shape[0]
+    cells = -(-size // stride)
+    pads = []
+    for n in x.shape[1:-1]:
+        outputs = (n + sum(padding) - size) // stride + 1
+        pads.append((padding[0], stride * (outputs + cells - 1) - n - padding[0], 0))
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    kernel = jnp.pad(kernel, [(0, cells * stride - size)] * axes + [(0, 0), (0, 0)])
+    # (b, h s, w s, c) -> (b, h, w, s s c), and the kernel likewise
+    split = [part for n in x.shape[1:-1] for part in (n // stride, stride)]
+    order = (0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
+    x = jnp.transpose(x.reshape(x.shape[0], *split, x.shape[-1]), order)
+    x = x.reshape(*x.shape[: axes + 1], -1)
+    inputs, outputs = kernel.shape[-2:]
+    kernel = kernel.reshape(*(cells, stride) * axes, inputs, outputs)
+    kernel = jnp.transpose(kernel, (*range(0, 2 * axes, 2), *range(1, 2 * axes, 2), 2 * axes, 2 * axes + 1))
+    return x, kernel.reshape(*(cells,) * axes, stride**axes * inputs, outputs)
+
+
+def softmax_by_rows(
+    q: Float[Array, "batch queries heads d"],
+    k: Float[Array, "batch tokens heads d"],
+    v: Float[Array, "batch tokens heads e"],
+    *,
+    scale: float,
+) -> Float[Array, "batch queries heads e"]:
+    """Softmax attention, one row of the batch after the other, so that the scores stay in the cache.
+
+    The heads of a row are taken together as long as their scores have at most ``SCORES_BYTES``, else one by one. The
+    scores are stored with the queries last, along which everything is vectorised; their sums come from a column of
+    ones beside ``v``; the gradient computes them again.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        scale: factor of the scores.
+    """
+    batch, queries, heads, _ = q.shape
+    together = queries * k.shape[1] * q.dtype.itemsize * heads <= SCORES_BYTES
+    group = heads if together else 1
+
+    def split(a: Array) -> Array:
+        a = a.reshape(batch, a.shape[1], heads // group, group, a.shape[-1])
+        return jnp.moveaxis(a, 2, 1).reshape(batch * (heads // group), a.shape[1], group, a.shape[-1])
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def row(q: Array, k: Array, v: Array) -> Array:
+        scores = jnp.einsum("thd,qhd->htq", k, q * scale)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(1, keepdims=True)))
+        sums = jnp.einsum("htq,the->qhe", weights, jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1))
+        return sums[..., :-1] / sums[..., -1:]
+
+    mixed = jax.lax.scan(lambda _, args: (None, row(*args)), None, (split(q), split(k), split(v)))[1]
+    mixed = mixed.reshape(batch, heads // group, queries, group, v.shape[-1])
+    return jnp.moveaxis(mixed, 1, 2).reshape(batch, queries, heads, v.shape[-1])
