@@ -100,10 +100,14 @@ def time_groups(call: Callable[[], Any], *, seconds: float, groups: int = 5) -> 
 
 
 def model_flops(trial: Trial) -> float | None:
-    """Operations of one step without recomputation, as XLA counts them: loops unrolled, attention as plain products."""
-    plain = configured(dataclasses.replace(trial, remat="off", scan=False, micro_batches=1))
+    """Operations of one step without recomputation."""
+    return step_flops(configured(dataclasses.replace(trial, remat="off", scan=False, micro_batches=1)))
+
+
+def step_flops(plain: Config) -> float | None:
+    """Operations of one step as XLA counts them: loops over the depth unrolled, attention as plain products."""
     before = os.environ.get("JAXDIFF_ATTENTION")
-    os.environ["JAXDIFF_ATTENTION"] = "xla"  # the count does not see inside a library's kernel
+    os.environ["JAXDIFF_ATTENTION"] = "xla"  # the count sees neither inside a library's kernel nor how long a loop is
     try:
         abstract = jax.eval_shape(lambda: random_batch(plain))
         return planning.count_flops(*build.unrolled_step(plain, spec_of(plain), abstract, jax.random.key(0)))

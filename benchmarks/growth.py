@@ -32,7 +32,7 @@ MESHES = (
     (8, 8, 1),
     (8, 4, 2),
 )
-ACTIVATIONS = tuple((rows, remat) for remat, few in ((True, 32), (False, 4)) for rows in (few, 2 * few, 4 * few))
+ACTIVATIONS = tuple((rows, remat) for remat, few in ((True, 256), (False, 4)) for rows in (few, 2 * few, 4 * few))
 PARTS = ("step", "devices", "large", "activations")
 LARGE = ((1, 8, 1), (1, 64, 1), (8, 8, 1), (4, 8, 2))
 
@@ -74,8 +74,7 @@ def step(out: Output, smoke: bool) -> None:
     """Growth on one device."""
     import jax
 
-    from benchmarks.gpu_step import prepare, spec_of, time_groups
-    from jaxdiff import build, planning
+    from benchmarks.gpu_step import prepare, step_flops, time_groups
     from jaxdiff.networks import count_params
 
     for name, (network, batch, size) in step_cases(smoke).items():
@@ -89,9 +88,7 @@ def step(out: Output, smoke: bool) -> None:
 
         seconds = time_groups(call, seconds=0.05 if smoke else 3.0)
         analysis = ready.compiled.call.memory_analysis()  # pyright: ignore[reportFunctionMemberAccess]: an executable
-        flops = planning.count_flops(
-            *build.unrolled_step(config, spec_of(config), jax.eval_shape(lambda b: b, ready.batch), ready.key)
-        )
+        flops = step_flops(config)
         fields = {"GFLOP": flops / 1e9 if flops else None, "parameters": count_params(holder[0].params)}
         fields |= {"temporaries_MB": analysis.temp_size_in_bytes / 1e6, "compile_s": ready.compiled.seconds}
         fields["memory_MB"] = (ready.compiled.memory_bytes or 0) / 1e6
