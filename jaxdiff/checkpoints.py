@@ -38,7 +38,7 @@ from jaxdiff.checkpoint_files import (
     valid_steps,
 )
 from jaxdiff.checkpoint_reading import DamagedError, intact, read_one, restore_params
-from jaxdiff.peers import barrier
+from jaxdiff.coordination import barrier
 
 __all__ = [
     "FORMAT_VERSION",
