@@ -81,7 +81,9 @@ def section(lines: list[dict[str, Any]]) -> str:
     """Tables of one benchmark, one for each machine and set of versions."""
     machines: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for line in lines:
-        machines.setdefault(tuple(str(line.get(key)) for key in MACHINE), []).append(line)
+        # Virtual devices are what such a line is about, not the machine.
+        same = line | {"count": "virtual"} if "devices" in line else line
+        machines.setdefault(tuple(str(same.get(key)) for key in MACHINE), []).append(same)
     texts = []
     for group in machines.values():
         one = group[0]
@@ -90,7 +92,8 @@ def section(lines: list[dict[str, Any]]) -> str:
             f"{key} {one[key]}" for key in ("python", "jax", "jaxlib", "flax", "torch") if one.get(key)
         )
         span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-        head = f"{one['count']} x {one['device']}, {one['threads']} CPU threads; {versions}; {span}."
+        count = f"{one['count']} x" if one["count"] != "virtual" else "virtual devices on"
+        head = f"{count} {one['device']}, {one['threads']} CPU threads; {versions}; {span}."
         texts.append(f"{head}\n\n{table(group)}")
     return "\n\n".join(texts)
 
