@@ -105,6 +105,7 @@ def make_drawer(run: TrainedRun, request: Request, most: int, *, count: int, tra
         cond = jax.device_put(cond_of(run, request, padded), rows_sharding)
         return run.params, keys, sigmas, cond, scale
 
+    function = sharding.on_mesh(function, mesh)
     call = compile_step(jax.jit(function, compiler_options=options), *arguments(np.arange(1))).call
 
     def start(chosen: np.ndarray) -> jax.Array:
