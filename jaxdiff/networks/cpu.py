@@ -6,6 +6,7 @@ what the gradient of an ordinary convolution is; and softmax attention writes al
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def _plain(x: Array, kernel: Array, *, padding: Padding) -> Array:
     )
 
 
-def _gradient_of_input(cotangent: Array, x: Array, kernel: Array, *, padding: Padding) -> Array:
+def _gradient_of_input(cotangent: Array, x: Any, kernel: Array, *, padding: Padding) -> Array:
     """The cotangents convolved with the reversed kernel, inputs and outputs exchanged."""
     del x  # only its shape is known, and the result has it
     axes = tuple(range(kernel.ndim - 2))
@@ -44,7 +45,7 @@ def _gradient_of_input(cotangent: Array, x: Array, kernel: Array, *, padding: Pa
     return _stride_free(cotangent, reversed_kernel, padding=(edge - padding[0], edge - padding[1]))
 
 
-def _gradient_of_kernel(cotangent: Array, x: Array, kernel: Array, *, padding: Padding) -> Array:
+def _gradient_of_kernel(cotangent: Array, x: Array, kernel: Any, *, padding: Padding) -> Array:
     """The inputs convolved with the cotangents over space, rows of the batch being what is summed over."""
     del kernel
     axes = tuple(range(1, x.ndim - 1))
