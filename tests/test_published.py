@@ -71,11 +71,7 @@ def test_every_recipe_builds_and_its_loss_has_gradients(name):
     shapes = build.param_shapes(model)
     cond = {k: jnp.zeros((2, *np.shape(v)), np.asarray(v).dtype) for k, v in model.null_cond.items() if k != "augment"}
     batch = {"x": jnp.zeros((2, *source.spec.shape)), "cond": cond}
-    if hasattr(loss, "initial"):
-        function = lambda params: loss.function(params, batch, jax.random.key(0), loss.initial)[0]  # noqa: E731
-    else:
-        function = lambda params: loss(params, batch, jax.random.key(0))[0]  # noqa: E731
-    grads = jax.eval_shape(jax.grad(function), shapes)
+    grads = jax.eval_shape(jax.grad(lambda params: loss(params, batch, jax.random.key(0))[0]), shapes)
     assert jax.tree.structure(grads) == jax.tree.structure(shapes)
     keys = jax.random.split(jax.random.key(0), 2)
     draw = build.draw(config, model, guided=config.loss.cond_dropout > 0)
