@@ -30,7 +30,9 @@ SWITCH = "JAXDIFF_ATTENTION"
 Form: TypeAlias = Literal["cudnn", "rows", "xla"]
 
 
-def attention_form(q: Array, k: Array, *, special: bool) -> tuple[Form, str]:
+def attention_form(
+    q: Array | jax.ShapeDtypeStruct, k: Array | jax.ShapeDtypeStruct, *, special: bool
+) -> tuple[Form, str]:
     """Choose how attention is computed on the default platform.
 
     "cudnn" is the fused kernel of GPUs, "rows" is ``cpu.softmax_by_rows``, "xla" the plain form.

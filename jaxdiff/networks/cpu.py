@@ -7,6 +7,7 @@ over the rows of a narrow matrix is several times slower than the same sum over 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,25 +59,25 @@ def _plain(x: Array, kernel: Array, *, padding: Padding) -> Array:
     )
 
 
-def _gradient_of_input(cotangent: Array, x: Array, kernel: Array, *, padding: Padding) -> Array:
+def _gradient_of_input(cotangent: Array, x: Any, kernel: Array, *, padding: Padding) -> Array:
     """The cotangents convolved with the reversed kernel, inputs and outputs exchanged."""
-    del x  # only its shape is known, and the result has it
+    del x  # what the gradient is of; a rule of a bilinear primitive gets a placeholder
     axes = tuple(range(kernel.ndim - 2))
     edge = kernel.shape[0] - 1
     reversed_kernel = jnp.swapaxes(jnp.flip(kernel, axes), -1, -2)
     return _stride_free(cotangent, reversed_kernel, padding=(edge - padding[0], edge - padding[1]))
 
 
-def _gradient_of_kernel(cotangent: Array, x: Array, kernel: Array, *, padding: Padding) -> Array:
+def _gradient_of_kernel(cotangent: Array, x: Array, kernel: Any, *, padding: Padding) -> Array:
     """The inputs convolved with the cotangents over space, rows of the batch being what is summed over."""
-    del kernel  # what the gradient is of; a bilinear primitive's rule gets a placeholder
+    del kernel  # as above
     axes = tuple(range(1, x.ndim - 1))
     first, last = (x.ndim - 1, *axes, 0), (*axes, 0, x.ndim - 1)
     gradient = _plain(jnp.transpose(x, first), jnp.transpose(cotangent, last), padding=padding)
     return jnp.transpose(gradient, last)
 
 
-def _shape(x: Array, kernel: Array, *, padding: Padding) -> jax.core.ShapedArray:
+def _shape(x: jax.core.ShapedArray, kernel: jax.core.ShapedArray, *, padding: Padding) -> jax.core.ShapedArray:
     space = tuple(n + sum(padding) - k + 1 for n, k in zip(x.shape[1:-1], kernel.shape, strict=False))
     return jax.core.ShapedArray((x.shape[0], *space, kernel.shape[-1]), x.dtype)
 
