@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
@@ -77,9 +78,9 @@ def _gradient_of_kernel(cotangent: Array, x: Array, kernel: Any, *, padding: Pad
     return jnp.transpose(gradient, last)
 
 
-def _shape(x: jax.core.ShapedArray, kernel: jax.core.ShapedArray, *, padding: Padding) -> jax.core.ShapedArray:
+def _shape(x: ShapedArray, kernel: ShapedArray, *, padding: Padding) -> ShapedArray:
     space = tuple(n + sum(padding) - k + 1 for n, k in zip(x.shape[1:-1], kernel.shape, strict=False))
-    return jax.core.ShapedArray((x.shape[0], *space, kernel.shape[-1]), x.dtype)
+    return ShapedArray((x.shape[0], *space, kernel.shape[-1]), x.dtype)
 
 
 def _batched(arguments: tuple[Array, Array], dims: tuple, *, padding: Padding) -> tuple[Array, int]:
