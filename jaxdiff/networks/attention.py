@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from jaxdiff.networks.cpu import softmax_by_rows
+from jaxdiff.networks.cpu import one_cpu, softmax_by_rows
 from jaxdiff.networks.initializers import constant, glorot_uniform
 from jaxdiff.networks.layers import GroupNorm, Linear
 
@@ -33,7 +33,9 @@ SWITCH = "JAXDIFF_ATTENTION"
 Form: TypeAlias = Literal["cudnn", "rows", "xla"]
 
 
-def attention_form(q: Array, k: Array, *, special: bool) -> tuple[Form, str]:
+def attention_form(
+    q: Array | jax.ShapeDtypeStruct, k: Array | jax.ShapeDtypeStruct, *, special: bool
+) -> tuple[Form, str]:
     """Choose how attention is computed on the default platform.
 
     "cudnn" is the fused kernel of GPUs, "rows" is ``cpu.softmax_by_rows``, "xla" the plain form.
@@ -70,8 +72,7 @@ def attention_form(q: Array, k: Array, *, special: bool) -> tuple[Form, str]:
         return ("xla", reason) if reason else ("cudnn", "")
     if backend != "cpu":
         return "xla", ""
-    # A loop over the batch would gather a batch that is spread over devices.
-    if special or q.dtype not in (jnp.float32, jnp.float64) or jax.device_count() > 1:
+    if special or q.dtype not in (jnp.float32, jnp.float64) or not one_cpu():
         return "xla", "a bias, a mask, a short type or several devices"
     return ("rows", "") if q.shape[1] * k.shape[1] >= MANY_SCORES else ("xla", "few tokens")
 

@@ -5,6 +5,7 @@ convolutions, windowed max pooling, and group normalisation that visits the acti
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import einops
@@ -15,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.convolution import convolve
+from jaxdiff.networks.cpu import add_channelwise, fold_rows, one_cpu
 from jaxdiff.networks.initializers import Initializer, constant, declare, fan_in_uniform
 
 __all__ = [
@@ -102,6 +104,11 @@ def _channelwise(vector: Array, ndim: int) -> Array:
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
+def _add_bias(y: Array, bias: Array) -> Array:
+    """Add (c,) to the channels of ``y``."""
+    return add_channelwise(y, bias) if one_cpu() and y.size else y + _channelwise(bias, y.ndim)
+
+
 class Linear(nn.Module):
     """``y = x W + b`` over the last axis; also the 1x1 convolution.
 
@@ -124,7 +131,7 @@ class Linear(nn.Module):
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
             bias = declare(self, "bias", self.bias_init or default, (self.features,))
-            y = y + _channelwise(bias.astype(self.dtype), y.ndim)
+            y = _add_bias(y, bias.astype(self.dtype))
         return y
 
 
@@ -167,7 +174,7 @@ class Conv(nn.Module):
         if not self.use_bias:
             return y
         bias = declare(self, "bias", self.bias_init or init, (self.features,))
-        return y + _channelwise(bias.astype(self.dtype), y.ndim)
+        return _add_bias(y, bias.astype(self.dtype))
 
 
 class TransposedConv(nn.Module):
@@ -222,13 +229,20 @@ class GroupNorm(nn.Module):
         beta = declare(self, "bias", constant(0.0), (channels,))[None]
         values = x.astype(jnp.float32)
         space = tuple(range(1, x.ndim - 1))
+        pixels = math.prod(x.shape[1:-1])
+        fold = fold_rows(pixels) if one_cpu() else 1
+
+        def mean_over_space(v: Array) -> Array:
+            if fold == 1:
+                return v.mean(space)
+            return v.reshape(-1, pixels // fold, fold * channels).mean(1).reshape(-1, fold, channels).mean(1)
 
         def per_group(moment: Array) -> Array:
             groups = moment.reshape(-1, self.groups, channels // self.groups).mean(-1)
             return jnp.repeat(groups, channels // self.groups, axis=-1)
 
-        mean = per_group(values.mean(space))
-        variance = jnp.maximum(per_group(jnp.square(values).mean(space)) - jnp.square(mean), 0.0)
+        mean = per_group(mean_over_space(values))
+        variance = jnp.maximum(per_group(mean_over_space(jnp.square(values))) - jnp.square(mean), 0.0)
         gain = gamma * jax.lax.rsqrt(variance + self.epsilon)
         offset = beta - mean * gain
         if scale is not None:
