@@ -87,7 +87,8 @@ def measure(out: Output, folder: pathlib.Path, megabytes: float, devices: int, r
     for name, pairs in found.items():
         seconds = statistics.median(s for s, _ in pairs[1:])
         fields = {"megabytes": round(len(raw) / 1e6), "devices": devices, "seconds": seconds, "bytes": pairs[-1][1]}
-        out.write("checkpoints", name, pairs[-1][1] / seconds / 1e9, "GB/s", fields)
+        case = f"{name}, {fields['megabytes']} MB, devices {devices}"
+        out.write("checkpoints", case, pairs[-1][1] / seconds / 1e9, "GB/s", fields)
 
 
 def main() -> None:
