@@ -7,6 +7,7 @@ over the rows of a narrow matrix is several times slower than the same sum over 
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -48,14 +49,28 @@ def add_channelwise(x: Float[Array, "... c"], bias: Float[Array, " c"]) -> Float
 
 
 def _plain(x: Array, kernel: Array, *, padding: Padding) -> Array:
-    """Convolution without stride in the one layout that is fast."""
+    """Convolution without stride in the one layout that is fast.
+
+    Where the kernel is larger than the image the two change places, as XLA would do it otherwise and in another layout.
+    """
+    space, sizes = x.shape[1:-1], kernel.shape[:-2]
+    if math.prod(sizes) <= math.prod(space):
+        return _canonical(x, kernel, [padding] * len(space))
+    image = jnp.moveaxis(kernel, -1, 0)
+    edges = [(n - size + padding[1], n - size + padding[0], 0) for n, size in zip(space, sizes, strict=True)]
+    image = jax.lax.pad(image, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    out = _canonical(image, jnp.moveaxis(x, 0, -1), [(0, 0)] * len(space))
+    return jnp.flip(jnp.swapaxes(out, 0, -1), range(1, x.ndim - 1))
+
+
+def _canonical(x: Array, kernel: Array, padding: list[Padding]) -> Array:
     axes = x.ndim - 2
     space = "HW"[2 - axes :]
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1,) * axes,
-        padding=[padding] * axes,
+        padding=padding,
         dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
     )
 
