@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxdiff.networks import attention, cpu
 from jaxdiff.networks.attention import attend, attention_form
-from jaxdiff.networks.convolution import convolve
+from jaxdiff.networks.convolution import convolve, upsample_convolve, upsample_nearest
 from jaxdiff.networks.layers import Conv, GroupNorm
 
 
@@ -60,6 +60,10 @@ def derivatives(f, *args):
         ((5, 4), 1, 1, (0, 0)),
         ((5, 4), 1, 2, (1, 0)),
         ((5, 4), 2, 1, (3, 2)),
+        ((2, 2), 3, 1, (1, 1)),
+        ((1, 3), 3, 1, (1, 1)),
+        ((1, 1), 3, 2, (1, 1)),
+        ((1, 2), 3, 1, (2, 2)),
         ((9,), 3, 1, (0, 2)),
         ((9,), 7, 2, (3, 3)),
     ],
@@ -92,6 +96,17 @@ def test_convolutions_under_transformations():
     short = convolve(x[0].astype(jnp.bfloat16), kernel[0].astype(jnp.bfloat16))
     assert short.dtype == jnp.bfloat16
     close(short.astype(jnp.float32), convolve(x[0].astype(jnp.float32), kernel[0].astype(jnp.float32)), 2e-2)
+
+
+def test_convolutions_of_repeated_pixels_are_exact():
+    with jax.enable_x64(True):
+        x, kernel = drawn((2, 3, 4, 2), (3, 3, 2, 5))
+        close(
+            derivatives(upsample_convolve, x, kernel),
+            derivatives(lambda a, b: plain(upsample_nearest(a), b, 1, (1, 1)), x, kernel),
+        )
+    with pytest.raises(ValueError, match="no stride and no padding, got 2 and None"):
+        Conv(3, stride=2, upsampled=True).init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))
 
 
 def gradient_in_a_loop(x, kernel):

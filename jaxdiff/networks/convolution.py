@@ -1,11 +1,12 @@
 """Convolution: the one place that chooses its form and layout for the platform."""
 
+import einops
 import jax
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.cpu import convolve_explicit
+from jaxdiff.networks.cpu import convolve_doubled, convolve_explicit
 
-__all__ = ["convolve"]
+__all__ = ["convolve", "upsample_convolve", "upsample_nearest"]
 
 
 def convolve(
@@ -39,3 +40,22 @@ def convolve(
         padding=[padding] * axes,
         dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
     )
+
+
+def upsample_nearest(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
+    """Repeat every pixel ``factor`` times along height and width."""
+    return einops.repeat(x, "b h w c -> b (h p) (w q) c", p=factor, q=factor)
+
+
+def upsample_convolve(
+    x: Float[Array, "b h w inputs"], kernel: Float[Array, "rows columns inputs outputs"]
+) -> Float[Array, "b h2 w2 outputs"]:
+    """``convolve(upsample_nearest(x), kernel)``; on a CPU a 3 x 3 kernel is applied to the small image.
+
+    Args:
+        x: channels last.
+        kernel: in the type of ``x``.
+    """
+    if jax.default_backend() == "cpu" and kernel.shape[:2] == (3, 3):
+        return convolve_doubled(x, kernel)
+    return convolve(upsample_nearest(x), kernel)

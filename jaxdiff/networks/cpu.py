@@ -7,6 +7,7 @@ over the rows of a narrow matrix is several times slower than the same sum over 
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-__all__ = ["add_channelwise", "convolve_explicit", "fold_rows", "one_cpu", "softmax_by_rows"]
+__all__ = ["add_channelwise", "convolve_doubled", "convolve_explicit", "fold_rows", "one_cpu", "softmax_by_rows"]
 
 SCORES_BYTES = 2**21
 """Scores that one pass of attention may hold: more does not stay in the cache of a core."""
@@ -48,14 +49,28 @@ def add_channelwise(x: Float[Array, "... c"], bias: Float[Array, " c"]) -> Float
 
 
 def _plain(x: Array, kernel: Array, *, padding: Padding) -> Array:
-    """Convolution without stride in the one layout that is fast."""
+    """Convolution without stride in the one layout that is fast.
+
+    Where the kernel is larger than the image the two change places, as XLA would do it otherwise and in another layout.
+    """
+    space, sizes = x.shape[1:-1], kernel.shape[:-2]
+    if math.prod(sizes) <= math.prod(space):
+        return _canonical(x, kernel, [padding] * len(space))
+    image = jnp.moveaxis(kernel, -1, 0)
+    edges = [(n - size + padding[1], n - size + padding[0], 0) for n, size in zip(space, sizes, strict=True)]
+    image = jax.lax.pad(image, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    out = _canonical(image, jnp.moveaxis(x, 0, -1), [(0, 0)] * len(space))
+    return jnp.flip(jnp.swapaxes(out, 0, -1), range(1, x.ndim - 1))
+
+
+def _canonical(x: Array, kernel: Array, padding: list[Padding]) -> Array:
     axes = x.ndim - 2
     space = "HW"[2 - axes :]
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1,) * axes,
-        padding=[padding] * axes,
+        padding=padding,
         dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
     )
 
@@ -147,6 +162,29 @@ def _neighbourhoods(x: Array, kernel: Array, stride: int, padding: Padding) -> t
     kernel = kernel.reshape(*(cells, stride) * axes, inputs, outputs)
     kernel = jnp.transpose(kernel, (*range(0, 2 * axes, 2), *range(1, 2 * axes, 2), 2 * axes, 2 * axes + 1))
     return x, kernel.reshape(*(cells,) * axes, stride**axes * inputs, outputs)
+
+
+def convolve_doubled(
+    x: Float[Array, "b h w inputs"], kernel: Float[Array, "3 3 inputs outputs"]
+) -> Float[Array, "b h2 w2 outputs"]:
+    """Convolve with 3 x 3 after every pixel has been repeated 2 x 2, without making the larger image.
+
+    Each of the four pixels that come of one sees 2 x 2 different pixels of ``x``, through sums of the entries of
+    ``kernel``: 4/9 of the operations.
+
+    Args:
+        x: the small image.
+        kernel: for the large one, one zero around it.
+    """
+    sums = jnp.asarray([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], kernel.dtype)  # parity, tap, row of the kernel
+    kernels = jnp.einsum("pak,qbl,klco->pqabco", sums, sums, kernel)
+
+    def part(p: int, q: int) -> Array:
+        padded = jnp.pad(x, ((0, 0), (1 - p, p), (1 - q, q), (0, 0)))
+        return _stride_free(padded, kernels[p, q], padding=(0, 0))
+
+    parts = jnp.stack([jnp.stack([part(p, q) for q in (0, 1)], 3) for p in (0, 1)], 2)
+    return parts.reshape(x.shape[0], 2 * x.shape[1], 2 * x.shape[2], kernel.shape[-1])
 
 
 def softmax_by_rows(

@@ -18,7 +18,6 @@ from jaxdiff.networks.layers import (
     check_divisible,
     depth_to_space,
     space_to_depth,
-    upsample_nearest,
 )
 from jaxdiff.networks.preset import Preset
 from jaxdiff.networks.tmsa import TIMES, DiffiTBlock, Time, TimeToken
@@ -178,7 +177,7 @@ class DiffiTImage(nn.Module):
                 h = Linear(width, dtype=self.dtype, name=f"down{level}")(space_to_depth(h, 2))
             h = self._chain(h, token, level, f"down{level}_block", train)
         for level in reversed(range(len(self.widths) - 1)):
-            h = Conv(self.widths[level], dtype=self.dtype, name=f"up{level}")(upsample_nearest(h))
+            h = Conv(self.widths[level], dtype=self.dtype, upsampled=True, name=f"up{level}")(h)
             both = jnp.concatenate([h, skips.pop()], axis=-1)
             h = Linear(self.widths[level], dtype=self.dtype, name=f"up{level}_join")(both)
             h = self._chain(h, token, level, f"up{level}_block", train)

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.convolution import convolve
+from jaxdiff.networks.convolution import convolve, upsample_convolve, upsample_nearest
 from jaxdiff.networks.cpu import add_channelwise, fold_rows, one_cpu
 from jaxdiff.networks.initializers import Initializer, constant, declare, fan_in_uniform
 
@@ -83,11 +83,6 @@ def depth_to_space(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h
     return einops.rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=factor, q=factor)
 
 
-def upsample_nearest(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
-    """Repeat every pixel ``factor`` times along height and width."""
-    return einops.repeat(x, "b h w c -> b (h p) (w q) c", p=factor, q=factor)
-
-
 def max_pool(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c"]:
     """Maximum of each ``factor`` x ``factor`` neighbourhood; ties give the gradient to the first pixel.
 
@@ -142,8 +137,12 @@ class Conv(nn.Module):
     sqrt(var(W) + 1e-5)``.
 
     Fields: ``features`` outputs; ``size`` of the kernel along every axis; ``stride``; ``padding`` before and after
-    every axis, None for (size - 1) / 2 on both sides; ``use_bias``; ``kernel_init`` and ``bias_init`` (default
-    U(+-1/sqrt(fan_in))); ``standardized``; compute ``dtype``.
+    every axis, None for (size - 1) / 2 on both sides; ``upsampled``: repeat every pixel 2 x 2 first (then without
+    stride and padding); ``use_bias``; ``kernel_init`` and ``bias_init`` (default U(+-1/sqrt(fan_in)));
+    ``standardized``; compute ``dtype``.
+
+    Raises:
+        ValueError: ``upsampled`` with a stride or a padding.
 
     Reference: Qiao et al. 2019, Micro-batch training with batch-channel normalization and weight
     standardization, arXiv:1903.10520.
@@ -153,6 +152,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     padding: tuple[int, int] | None = None
+    upsampled: bool = False
     use_bias: bool = True
     standardized: bool = False
     kernel_init: Initializer | None = None
@@ -170,7 +170,13 @@ class Conv(nn.Module):
             moments = tuple(range(axes + 1))
             mean = kernel.mean(moments, keepdims=True)
             kernel = (kernel - mean) * jax.lax.rsqrt(kernel.var(moments, keepdims=True) + 1e-5)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=self.padding)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.upsampled:
+            if self.stride != 1 or self.padding is not None:
+                raise ValueError(f"upsampled takes no stride and no padding, got {self.stride} and {self.padding}")
+            y = upsample_convolve(x, kernel)
+        else:
+            y = convolve(x, kernel, stride=self.stride, padding=self.padding)
         if not self.use_bias:
             return y
         bias = declare(self, "bias", self.bias_init or init, (self.features,))

@@ -25,7 +25,6 @@ from jaxdiff.networks.layers import (
     check_divisible,
     depth_to_space,
     space_to_depth,
-    upsample_nearest,
 )
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
@@ -212,7 +211,7 @@ class SimpleUViT(nn.Module):
         h = self._transformer(_average_pool(h), embedding, train)
         for level in reversed(range(len(self.dim_mults))):
             width = self.dim * self.dim_mults[level]
-            h = Conv(width, dtype=self.dtype, name=f"up{level}_resample")(upsample_nearest(h))
+            h = Conv(width, dtype=self.dtype, upsampled=True, name=f"up{level}_resample")(h)
             for i in range(self.blocks[level] + 1):
                 joint = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(joint, embedding, width, train, f"up{level}_block{i}")

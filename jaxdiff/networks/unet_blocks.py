@@ -327,7 +327,7 @@ def up_path(
                 h = path.attend(h, level.attention(f"up{i}_attention{j}"))
         name = f"up{i}_resample"
         if level.leave == "conv":
-            h = Conv(level.width, dtype=path.dtype, name=name)(upsample_nearest(h))
+            h = Conv(level.width, dtype=path.dtype, upsampled=True, name=name)(h)
         elif level.leave == "residual":
             h = path.residual(h, level.width, name, "up")
     return h
