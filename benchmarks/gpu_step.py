@@ -22,7 +22,7 @@ from benchmarks.gpu_cases import NETWORKS, Trial, configured
 from jaxdiff import build, data, planning
 from jaxdiff.compilation import Compiled, compile_step, compiler_options, enable_cache
 from jaxdiff.config import Config
-from jaxdiff.networks import count_params
+from jaxdiff.networks import count_params, plain_forms
 from jaxdiff.training import init_state, make_train_step
 
 OUT_OF_MEMORY = 3
@@ -106,15 +106,9 @@ def model_flops(trial: Trial) -> float | None:
 
 def step_flops(plain: Config) -> float | None:
     """Operations of one step as XLA counts them: loops over the depth unrolled, attention as plain products."""
-    before = os.environ.get("JAXDIFF_ATTENTION")
-    os.environ["JAXDIFF_ATTENTION"] = "xla"  # the count sees neither inside a library's kernel nor how long a loop is
-    try:
-        abstract = jax.eval_shape(lambda: random_batch(plain))
+    abstract = jax.eval_shape(lambda: random_batch(plain))
+    with plain_forms():  # the count sees neither inside a library's kernel nor how long a loop is
         return planning.count_flops(*build.unrolled_step(plain, spec_of(plain), abstract, jax.random.key(0)))
-    finally:
-        os.environ.pop("JAXDIFF_ATTENTION")
-        if before is not None:
-            os.environ["JAXDIFF_ATTENTION"] = before
 
 
 def memory_fields(compiled: Compiled) -> dict[str, Any]:

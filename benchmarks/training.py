@@ -32,8 +32,9 @@ from jaxdiff.compilation import compile_step, compiler_options
 from jaxdiff.denoisers import make_denoiser
 from jaxdiff.interop import diffusers, dit, import_params
 from jaxdiff.interop.files import read_tensors
-from jaxdiff.networks import as_network, param_shapes
+from jaxdiff.networks import as_network, param_shapes, plain_forms
 from jaxdiff.networks.dit import DiT
+from jaxdiff.planning import count_flops
 
 
 class Workload(NamedTuple):
@@ -98,42 +99,56 @@ def own_network(name):
     return module, init_params(module, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
+def counted(call, *arguments):
+    """Operations as XLA counts them in the textbook's forms; ``call`` must not have been traced before."""
+    with plain_forms():
+        return count_flops(call, *arguments)
+
+
+def train_step(module, options=None):
+    """The loss and the train step of a network, as a run makes them."""
+    loss = losses.denoising_loss(
+        as_network(module),
+        parameterization=parameterizations.Eps(schedule=SCHEDULE),
+        noise_levels=noise_levels.UniformTime(schedule=SCHEDULE),
+    )
+    tx, _ = training.make_optimizer(peak_lr=1e-4, weight_decay=1e-2)
+    return loss, tx, training.make_train_step(loss, tx, ema_decay=0.9999, compiler_options=options)
+
+
 def prepare(workload, module, params, example):
     """Compile one kind of work, after a check of its output; returns (seconds of a call, operations)."""
-    params = jax.tree.map(jnp.asarray, params)
-    network = as_network(module)
-    parameterization = parameterizations.Eps(schedule=SCHEDULE)
+    params, network = jax.tree.map(jnp.asarray, params), as_network(module)
     options = compiler_options("dense" if workload.network == "dit" else "conv")
     x, t = jnp.asarray(example["x"]), jnp.asarray(example["t"], jnp.float32)
     forward = compile_step(jax.jit(network, compiler_options=options), params, x, t)
+    flops = counted(jax.jit(as_network(module)), params, x, t)
     if workload.work == "ddim":
         sigmas = grids.uniform_time(SCHEDULE, 50, spacing="leading")
 
         @jax.jit(compiler_options=options)
         def sample(params, x):
             start = x / SCHEDULE.alpha_at(sigmas[0])
-            return samplers.ddim(make_denoiser(network, params, parameterization), start, sigmas)
+            denoiser = make_denoiser(network, params, parameterizations.Eps(schedule=SCHEDULE))
+            return samplers.ddim(denoiser, start, sigmas)
 
-        call, arguments, flops = sample, (params, x), 50 * forward.flops
+        call, arguments, flops = sample, (params, x), 50 * flops
         check(call(*arguments), example, 1e-3)
     else:
-        call, arguments, flops = forward.call, (params, x, t), forward.flops
+        call, arguments = forward.call, (params, x, t)
         check(call(*arguments), example, 1e-4)
     if workload.work != "train":
         return lambda: jax.block_until_ready(call(*arguments)), flops
-    loss = losses.denoising_loss(
-        network, parameterization=parameterization, noise_levels=noise_levels.UniformTime(schedule=SCHEDULE)
-    )
-    tx, _ = training.make_optimizer(peak_lr=1e-4, weight_decay=1e-2)
     batch, key = {"x": x}, jax.random.key(0)
+    loss, tx, step = train_step(module, options)
     holder = [training.init_state(params, tx, loss=loss, batch=batch)]
-    step = training.make_train_step(loss, tx, ema_decay=0.9999, compiler_options=options)
     compiled = compile_step(step, holder[0], batch, key)
+    flops = counted(train_step(module)[2], holder[0], batch, key)
 
     def once():
         holder[0] = jax.block_until_ready(compiled.call(holder[0], batch, key))
 
-    return once, compiled.flops
+    return once, flops
 
 
 def check(found, example, tolerance):

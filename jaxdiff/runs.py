@@ -14,7 +14,7 @@ from jaxdiff import build, data, planning, sharding
 from jaxdiff.checkpoints import Checkpoints, config_differences
 from jaxdiff.compilation import compiler_options
 from jaxdiff.config import Config, from_dict, to_dict
-from jaxdiff.networks import plain_attention
+from jaxdiff.networks import plain_forms
 from jaxdiff.training import TrainState, init_state, make_train_step
 from jaxdiff.typing import require
 
@@ -255,7 +255,7 @@ def model_flops(run: Run) -> float | None:
         lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), run.loader.batch(0)
     )
     key = jax.random.key(run.config.seed)
-    with plain_attention():
+    with plain_forms():
         return planning.count_flops(*build.unrolled_step(run.config, run.model.spec, batch, key))
 
 

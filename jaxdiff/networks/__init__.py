@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxdiff.networks.adapters import as_network, count_params, init_params, param_shapes
     from jaxdiff.networks.adm import ADM
-    from jaxdiff.networks.attention import plain_attention
     from jaxdiff.networks.context_unet import ContextUnet
     from jaxdiff.networks.ddpm_unet import DDPMUNet
     from jaxdiff.networks.ddpmpp import DDPMpp
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from jaxdiff.networks.magnitude import normalize_weights
     from jaxdiff.networks.mlp import MLP
     from jaxdiff.networks.mmdit import MMDiT
+    from jaxdiff.networks.platform import plain_forms
     from jaxdiff.networks.simple_uvit import SimpleUViT
     from jaxdiff.networks.toy_unet import ToyUNet
     from jaxdiff.networks.unet import Unet
@@ -62,7 +62,7 @@ __all__ = [
     "count_params",
     "init_params",
     "param_shapes",
-    "plain_attention",
+    "plain_forms",
     "positional_encoding",
     "sinusoidal_embedding",
 ]
@@ -70,7 +70,6 @@ __all__ = [
 _MODULES = {
     "adapters": "as_network count_params init_params param_shapes",
     "adm": "ADM",
-    "attention": "plain_attention",
     "context_unet": "ContextUnet",
     "ddpm_unet": "DDPMUNet",
     "ddpmpp": "DDPMpp",
@@ -84,6 +83,7 @@ _MODULES = {
     "magnitude": "normalize_weights",
     "mlp": "MLP",
     "mmdit": "MMDiT",
+    "platform": "plain_forms",
     "simple_uvit": "SimpleUViT",
     "toy_unet": "ToyUNet",
     "unet": "Unet",

@@ -1,11 +1,8 @@
 """Attention among the positions of one example (never among rows of the batch)."""
 
-import contextlib
-import contextvars
 import functools
 import logging
 import os
-from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 import einops
@@ -15,11 +12,12 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from jaxdiff.networks.cpu import one_cpu, softmax_by_rows
+from jaxdiff.networks.cpu import softmax_by_rows
 from jaxdiff.networks.initializers import constant, glorot_uniform
 from jaxdiff.networks.layers import GroupNorm, Linear
+from jaxdiff.networks.platform import one_cpu, plain
 
-__all__ = ["LinearAttention", "SelfAttention", "TokenAttention", "attend", "attention_form", "plain_attention"]
+__all__ = ["LinearAttention", "SelfAttention", "TokenAttention", "attend", "attention_form"]
 
 _log = logging.getLogger("jaxdiff")
 
@@ -54,8 +52,8 @@ def attention_form(
     asked = os.environ.get(SWITCH, "auto")
     if asked not in ("auto", "xla", "cudnn"):
         raise ValueError(f"{SWITCH} must be auto, xla or cudnn; got {asked!r}.")
-    if _PLAIN.get():
-        return "xla", "plain_attention"
+    if plain():
+        return "xla", "plain_forms"
     backend, head = jax.default_backend(), q.shape[-1]
     if asked == "xla":
         return "xla", f"{SWITCH}=xla"
@@ -77,19 +75,6 @@ def attention_form(
     return ("rows", "") if q.shape[1] * k.shape[1] >= MANY_SCORES else ("xla", "few tokens")
 
 
-_PLAIN: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Trace attention in its plain form: for programs whose operations are counted, or made for another platform."""
-    token = _PLAIN.set(True)
-    try:
-        yield
-    finally:
-        _PLAIN.reset(token)
-
-
 @functools.cache
 def _say(form: str, reason: str) -> None:
     """Write one line for each choice on a GPU."""
@@ -108,7 +93,7 @@ def attend(
     """``softmax(scale Q K^T + bias) V`` for each head: the one place where softmax attention is computed.
 
     How depends on the platform, see ``attention_form``; the environment variable JAXDIFF_ATTENTION=xla turns the
-    choice off, which a program needs that is compiled for another platform than the one it is traced on.
+    choice off, and so does ``platform.plain_forms`` for a program made for another platform.
 
     Args:
         q: queries.

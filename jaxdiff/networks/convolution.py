@@ -5,6 +5,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.cpu import convolve_doubled, convolve_explicit
+from jaxdiff.networks.platform import on_cpu
 
 __all__ = ["convolve", "upsample_convolve", "upsample_nearest"]
 
@@ -30,7 +31,7 @@ def convolve(
     axes = x.ndim - 2
     half = (kernel.shape[0] - 1) // 2
     padding = padding or (half, half)
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return convolve_explicit(x, kernel, stride=stride, padding=padding)
     space = "HW"[2 - axes :]
     return jax.lax.conv_general_dilated(
@@ -56,6 +57,6 @@ def upsample_convolve(
         x: channels last.
         kernel: in the type of ``x``.
     """
-    if jax.default_backend() == "cpu" and kernel.shape[:2] == (3, 3):
+    if on_cpu() and kernel.shape[:2] == (3, 3):
         return convolve_doubled(x, kernel)
     return convolve(upsample_nearest(x), kernel)

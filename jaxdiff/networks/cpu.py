@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-__all__ = ["add_channelwise", "convolve_doubled", "convolve_explicit", "fold_rows", "one_cpu", "softmax_by_rows"]
+__all__ = ["add_channelwise", "convolve_doubled", "convolve_explicit", "fold_rows", "softmax_by_rows"]
 
 SCORES_BYTES = 2**21
 """Scores that one pass of attention may hold: more does not stay in the cache of a core."""
@@ -26,14 +26,6 @@ ROWS = 64
 """Rows that a sum must have left for the fast form to be chosen by XLA."""
 
 Padding = tuple[int, int]
-
-
-def one_cpu() -> bool:
-    """Whether the program is traced for a single CPU device.
-
-    What merges axes or loops over the batch asks this first: a batch that is spread over devices would be gathered.
-    """
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def fold_rows(rows: int) -> int:

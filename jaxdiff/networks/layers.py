@@ -16,8 +16,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.convolution import convolve, upsample_convolve, upsample_nearest
-from jaxdiff.networks.cpu import add_channelwise, fold_rows, one_cpu
+from jaxdiff.networks.cpu import add_channelwise, fold_rows
 from jaxdiff.networks.initializers import Initializer, constant, declare, fan_in_uniform
+from jaxdiff.networks.platform import one_cpu
 
 __all__ = [
     "Conv",

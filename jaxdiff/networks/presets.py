@@ -25,6 +25,7 @@ from jaxdiff.networks import (
 )
 from jaxdiff.networks.adapters import as_network, count_params, param_shapes
 from jaxdiff.networks.ddpm_unet import DDPMUNet
+from jaxdiff.networks.platform import plain_forms
 from jaxdiff.networks.preset import Preset
 from jaxdiff.networks.toy_unet import ToyUNet
 
@@ -95,7 +96,8 @@ def forward_flops(preset: Preset) -> float:
     x = jax.ShapeDtypeStruct((1, *preset.shape), jnp.float32)
     noise = jax.ShapeDtypeStruct((1,), jnp.float32)
     params = param_shapes(module, x.shape, preset.cond)
-    lowered = jax.jit(as_network(module)).lower(params, x, noise, dict(preset.cond) or None)
+    with plain_forms():
+        lowered = jax.jit(as_network(module)).lower(params, x, noise, dict(preset.cond) or None)
     cost = lowered.cost_analysis()
     assert cost is not None  # every backend counts operations before compiling
     return float(cost["flops"])

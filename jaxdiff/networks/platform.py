@@ -1,0 +1,42 @@
+"""What a network is traced for: the forms of convolution and attention depend on it."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import jax
+
+__all__ = ["on_cpu", "one_cpu", "plain", "plain_forms"]
+
+_PLAIN: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Trace convolutions and attention as they are written in the textbook, whatever the platform.
+
+    For programs whose operations are counted, or that are made for another platform than the one they are traced on.
+    """
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
+def plain() -> bool:
+    """Whether ``plain_forms`` is entered."""
+    return _PLAIN.get()
+
+
+def on_cpu() -> bool:
+    """Whether the forms for a CPU are asked for: the default platform at the time of tracing is one."""
+    return jax.default_backend() == "cpu" and not plain()
+
+
+def one_cpu() -> bool:
+    """Whether the program is traced for a single CPU device.
+
+    What merges axes or loops over the batch asks this: a batch that is spread over devices would be gathered.
+    """
+    return on_cpu() and jax.device_count() == 1
