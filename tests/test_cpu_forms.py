@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxdiff.networks import attention, cpu
+from jaxdiff.networks import attention, cpu, cpu_attention
 from jaxdiff.networks.attention import attend, attention_form
 from jaxdiff.networks.convolution import convolve, upsample_convolve, upsample_nearest
 from jaxdiff.networks.layers import Conv, GroupNorm
@@ -138,10 +138,10 @@ def test_rows_on_several_devices_stay_there():
 
 @pytest.mark.parametrize(("heads", "limit"), [(2, 2**21), (3, 100)])  # heads together and one by one
 def test_attention_and_its_derivatives_are_exact(heads, limit, monkeypatch):
-    monkeypatch.setattr(cpu, "SCORES_BYTES", limit)
+    monkeypatch.setattr(cpu_attention, "SCORES_BYTES", limit)
     with jax.enable_x64(True):
         q, k, v = drawn((3, 6, heads, 4), (3, 5, heads, 4), (3, 5, heads, 4))
-        ours = functools.partial(cpu.softmax_by_rows, scale=0.7)
+        ours = functools.partial(cpu_attention.softmax_by_rows, scale=0.7)
         theirs = functools.partial(softmax, scale=0.7)
         close(derivatives(ours, 9 * q, k, v), derivatives(theirs, 9 * q, k, v))
         stacked = [jnp.stack([a, 2 * a]) for a in (q, k, v)]

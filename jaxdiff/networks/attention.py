@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from jaxdiff.networks.cpu import softmax_by_rows
+from jaxdiff.networks.cpu_attention import softmax_by_rows
 from jaxdiff.networks.initializers import constant, glorot_uniform
 from jaxdiff.networks.layers import GroupNorm, Linear
 from jaxdiff.networks.platform import one_cpu, plain
@@ -36,7 +36,7 @@ def attention_form(
 ) -> tuple[Form, str]:
     """Choose how attention is computed on the default platform.
 
-    "cudnn" is the fused kernel of GPUs, "rows" is ``cpu.softmax_by_rows``, "xla" the plain form.
+    "cudnn" is the fused kernel of GPUs, "rows" is ``cpu_attention.softmax_by_rows``, "xla" the plain form.
 
     Args:
         q: queries (batch, queries, heads, d); only type and shape matter.

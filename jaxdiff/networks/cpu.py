@@ -1,13 +1,14 @@
-"""Forms of convolution, attention and sums that are fast on a CPU; elsewhere nothing here is used.
+"""Forms of convolution and of sums that are fast on a CPU; elsewhere nothing here is used.
 
 What they work around in XLA's CPU backend: a convolution is fast only in the layout NHWC x HWIO -> NHWC without
 dilation, and inside a loop (micro-batches, scan over the depth) any other layout is a hundred times slower, which is
-what the gradient of an ordinary convolution is; softmax attention writes all scores of a batch to memory; and a sum
-over the rows of a narrow matrix is several times slower than the same sum over half as many rows of twice the width.
+what the gradient of an ordinary convolution is; and a sum over the rows of a narrow matrix is several times slower than
+the same sum over half as many rows of twice the width.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,15 +18,45 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-__all__ = ["add_channelwise", "convolve_doubled", "convolve_explicit", "fold_rows", "softmax_by_rows"]
-
-SCORES_BYTES = 2**21
-"""Scores that one pass of attention may hold: more does not stay in the cache of a core."""
+__all__ = ["add_channelwise", "bilinear", "convolve_doubled", "convolve_explicit", "fold_rows"]
 
 ROWS = 64
 """Rows that a sum must have left for the fast form to be chosen by XLA."""
 
 Padding = tuple[int, int]
+
+
+def bilinear(
+    name: str,
+    product: Callable[[Array, Array], Array],
+    transpose_left: Callable[[Array, Any, Array], Array],
+    transpose_right: Callable[[Array, Array, Any], Array],
+) -> Primitive:
+    """A product of two arrays, linear in each, whose gradients are computed as given.
+
+    A primitive and no ``custom_vjp``, because that would refuse forward mode (likelihoods, consistency, MeanFlow).
+
+    Args:
+        name: of the primitive.
+        product: (left, right) -> product, written in operations of jax.
+        transpose_left: (cotangent, placeholder, right) -> cotangent of left.
+        transpose_right: (cotangent, left, placeholder) -> cotangent of right.
+    """
+    primitive = Primitive(name)
+
+    def shape(left: ShapedArray, right: ShapedArray) -> ShapedArray:
+        out = jax.eval_shape(product, left, right)
+        return ShapedArray(out.shape, out.dtype)
+
+    def batched(arguments: tuple[Array, Array], dims: tuple[int | None, int | None]) -> tuple[Array, int]:
+        return jax.vmap(product, in_axes=dims)(*arguments), 0
+
+    primitive.def_impl(jax.jit(product))
+    primitive.def_abstract_eval(shape)
+    mlir.register_lowering(primitive, mlir.lower_fun(product, multiple_results=False))
+    ad.defbilinear(primitive, transpose_left, transpose_right)
+    batching.primitive_batchers[primitive] = batched
+    return primitive
 
 
 def fold_rows(rows: int) -> int:
@@ -85,26 +116,14 @@ def _gradient_of_kernel(cotangent: Array, x: Array, kernel: Any, *, padding: Pad
     return jnp.transpose(gradient, last)
 
 
-def _shape(x: ShapedArray, kernel: ShapedArray, *, padding: Padding) -> ShapedArray:
-    space = tuple(n + sum(padding) - k + 1 for n, k in zip(x.shape[1:-1], kernel.shape, strict=False))
-    return ShapedArray((x.shape[0], *space, kernel.shape[-1]), x.dtype)
-
-
-def _batched(arguments: tuple[Array, Array], dims: tuple, *, padding: Padding) -> tuple[Array, int]:
-    return jax.vmap(functools.partial(_plain, padding=padding), in_axes=dims)(*arguments), 0
-
-
-# A primitive and no custom_vjp, because that would refuse forward mode (likelihoods, consistency, MeanFlow).
-_convolution = Primitive("convolution_cpu")
-_convolution.def_impl(jax.jit(_plain, static_argnames="padding"))
-_convolution.def_abstract_eval(_shape)
-mlir.register_lowering(_convolution, mlir.lower_fun(_plain, multiple_results=False))
-ad.defbilinear(_convolution, _gradient_of_input, _gradient_of_kernel)
-batching.primitive_batchers[_convolution] = _batched
+@functools.cache
+def _convolution(padding: Padding) -> Primitive:
+    rules = (functools.partial(rule, padding=padding) for rule in (_plain, _gradient_of_input, _gradient_of_kernel))
+    return bilinear("convolution_cpu", *rules)
 
 
 def _stride_free(x: Array, kernel: Array, *, padding: Padding) -> Array:
-    return _convolution.bind(x, kernel, padding=padding)
+    return _convolution(padding).bind(x, kernel)
 
 
 def convolve_explicit(
@@ -177,42 +196,3 @@ def convolve_doubled(
 
     parts = jnp.stack([jnp.stack([part(p, q) for q in (0, 1)], 3) for p in (0, 1)], 2)
     return parts.reshape(x.shape[0], 2 * x.shape[1], 2 * x.shape[2], kernel.shape[-1])
-
-
-def softmax_by_rows(
-    q: Float[Array, "batch queries heads d"],
-    k: Float[Array, "batch tokens heads d"],
-    v: Float[Array, "batch tokens heads e"],
-    *,
-    scale: float,
-) -> Float[Array, "batch queries heads e"]:
-    """Softmax attention, one row of the batch after the other, so that the scores stay in the cache.
-
-    The heads of a row are taken together as long as their scores have at most ``SCORES_BYTES``, else one by one. The
-    scores are stored with the queries last, along which everything is vectorised; their sums come from a column of
-    ones beside ``v``; the gradient computes them again.
-
-    Args:
-        q: queries.
-        k: keys.
-        v: values.
-        scale: factor of the scores.
-    """
-    batch, queries, heads, _ = q.shape
-    together = queries * k.shape[1] * q.dtype.itemsize * heads <= SCORES_BYTES
-    group = heads if together else 1
-
-    def split(a: Array) -> Array:
-        a = a.reshape(batch, a.shape[1], heads // group, group, a.shape[-1])
-        return jnp.moveaxis(a, 2, 1).reshape(batch * (heads // group), a.shape[1], group, a.shape[-1])
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def row(q: Array, k: Array, v: Array) -> Array:
-        scores = jnp.einsum("thd,qhd->htq", k, q * scale)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(1, keepdims=True)))
-        sums = jnp.einsum("htq,the->qhe", weights, jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1))
-        return sums[..., :-1] / sums[..., -1:]
-
-    mixed = jax.lax.scan(lambda _, args: (None, row(*args)), None, (split(q), split(k), split(v)))[1]
-    mixed = mixed.reshape(batch, heads // group, queries, group, v.shape[-1])
-    return jnp.moveaxis(mixed, 1, 2).reshape(batch, queries, heads, v.shape[-1])
