@@ -55,13 +55,21 @@ def machine() -> dict[str, Any]:
 class Output:
     """Where lines go: stdout, and the end of a file if one is named; flushed after each."""
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, extra: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        *,
+        quiet: bool = False,
+    ):
         """Open nothing yet.
 
         Args:
             path: a .jsonl file to append to.
             extra: fields of every line, such as the versions of a peer.
+            quiet: write to the file alone.
         """
+        self.quiet = quiet
         self.path = pathlib.Path(path) if path else None
         self.extra = dict(extra or {})
 
@@ -91,7 +99,8 @@ class Output:
         line |= {k: rounded(v) if isinstance(v, float) else v for k, v in (fields or {}).items()}
         line |= machine() | self.extra
         text = json.dumps(line)
-        print(text, flush=True)
+        if not self.quiet:
+            print(text, flush=True)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:

@@ -38,10 +38,9 @@ LARGE = ((1, 8, 1), (1, 64, 1), (8, 8, 1), (4, 8, 2))
 
 
 def _config(network: Any, batch: int, size: int, *, dtype: str = "float32", channels: int = 3) -> Any:
-    from benchmarks.gpu_cases import CONFIGS
-    from jaxdiff import cli
+    from benchmarks.gpu.cases import recipe
 
-    config = cli.load_recipes(CONFIGS)["edm-cifar10" if channels == 3 else "diffit-imagenet256-latent"][1]
+    config = recipe("edm-cifar10" if channels == 3 else "diffit-imagenet256-latent")
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, shape=(size, size, channels)),
@@ -61,7 +60,7 @@ def step_cases(smoke: bool) -> dict[str, tuple[Any, int, int]]:
 
     unet = DDPMppConfig(dim=32, dim_mults=(1, 2), blocks=1, attention_levels=(1,))
     if smoke:
-        return {"DiT, batch 2": (DiTConfig(patch=4, width=16, depth=1, heads=1), 2, 8)}
+        return {"DiT, batch 8": (DiTConfig(patch=4, width=16, depth=1, heads=1), 8, 8)}
     cases: dict[str, tuple[Any, int, int]] = {}
     cases |= {f"DiT depth 4, 32 px, batch {b}": (dit(4), b, 32) for b in (8, 16, 32, 64)}
     cases |= {f"DiT depth 4, {s} px, batch 16": (dit(4), 16, s) for s in (16, 64)}
@@ -74,21 +73,21 @@ def step(out: Output, smoke: bool) -> None:
     """Growth on one device."""
     import jax
 
-    from benchmarks.gpu_step import prepare, step_flops, time_groups
+    from benchmarks.gpu.speed import prepare, time_groups
     from jaxdiff.networks import count_params
+    from jaxdiff.runs import first_state, model_flops
 
     for name, (network, batch, size) in step_cases(smoke).items():
-        config = _config(network, batch, size)
-        ready = prepare(config)
-        holder = [ready.state]
+        with prepare(_config(network, batch, size)) as ready:
+            holder = [first_state(ready.run)]
 
-        def call(ready: Any = ready, holder: list[Any] = holder) -> Any:
-            holder[0] = ready.compiled.call(holder[0], ready.batch, ready.key)
-            return holder[0].step
+            def call(ready: Any = ready, holder: list[Any] = holder) -> Any:
+                holder[0] = ready.compiled.call(holder[0], ready.batch, ready.key)
+                return holder[0].step
 
-        seconds = time_groups(call, seconds=0.05 if smoke else 3.0)
+            seconds = time_groups(call, seconds=0.05 if smoke else 3.0)
         analysis = ready.compiled.call.memory_analysis()  # pyright: ignore[reportFunctionMemberAccess]: an executable
-        flops = step_flops(config)
+        flops = model_flops(ready.run)
         fields = {"GFLOP": flops / 1e9 if flops else None, "parameters": count_params(holder[0].params)}
         fields |= {"temporaries_MB": analysis.temp_size_in_bytes / 1e6, "compile_s": ready.compiled.seconds}
         fields["memory_MB"] = (ready.compiled.memory_bytes or 0) / 1e6
@@ -100,11 +99,11 @@ def mesh_case(request: dict[str, Any], out: Output) -> None:
     """Compile the step on one mesh of virtual devices and read what is sent."""
     import jax
 
-    from benchmarks.gpu_step import random_batch, spec_of
     from jaxdiff import build, sharding
     from jaxdiff.communication import collectives, total_sent
     from jaxdiff.compilation import compile_step
     from jaxdiff.config import DiTConfig
+    from jaxdiff.data import stand_in
     from jaxdiff.networks import count_params
     from jaxdiff.training import init_state, make_train_step
 
@@ -122,10 +121,11 @@ def mesh_case(request: dict[str, Any], out: Output) -> None:
     )
     config = _config(network, rows, size, dtype=request.get("dtype", "float32"), channels=4)
     mesh = sharding.make_mesh(data, fsdp, tensor)
-    model = build.model(config, spec_of(config))
+    model = build.model(config, stand_in((size, size, 4), num_classes=config.data.classes).spec)
     loss, (tx, _) = build.loss(config, model), build.optimizer(config)
     average, _ = build.averages(config)
-    batch = jax.eval_shape(lambda: random_batch(config))
+    batch = {"x": jax.ShapeDtypeStruct((rows, size, size, 4), "float32")}
+    batch |= {"cond": {"label": jax.ShapeDtypeStruct((rows,), "int32")}}
     state = jax.eval_shape(lambda: init_state(build.init_params(model, jax.random.key(0)), tx, loss=loss, batch=batch))
     placement = sharding.state_sharding(state, mesh)
     function = make_train_step(loss, tx, ema_decay=average, state_sharding=placement)

@@ -192,7 +192,7 @@ def build(network, smoke):
     if network not in widths:
         raise SystemExit(f"there is no PyTorch side of {network}")
     if smoke:
-        return DiT(8, 4, 10, 4, 32, 1, 2), 4, 8, 10
+        return DiT(8, 4, 10, 4, 32, 2, 2), 4, 8, 10
     return DiT(32, 4, 1000, 2, *widths[network]), 4, 32, 1000
 
 

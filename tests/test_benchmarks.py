@@ -4,14 +4,11 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import runs
 
-from benchmarks import data, gpu, gpu_cases, gpu_step, growth, import_time, report
+from benchmarks import data, growth, import_time, report
 from benchmarks.common import KEYS, Output, alternate
-
-DIT = {"network": "dit-b/2", "batch": 4, "smoke": True}
 
 
 def lines(path):
@@ -57,36 +54,6 @@ def test_growth_on_one_device_and_on_a_mesh(tmp_path):
     assert mesh["value"] * 1e6 == pytest.approx(4 * mesh["parameters"], rel=0.01)
 
 
-def test_a_step_of_the_gpu_benchmark(tmp_path):
-    gpu_step.run({"out": str(tmp_path / "lines.jsonl"), "seconds": 0.01, "work": "train", "trial": DIT})
-    (line,) = lines(tmp_path / "lines.jsonl")
-    assert line["utilisation"] > 0 and line["images_per_s"] > 0 and np.isfinite(line["loss"])
-
-
-def test_the_gpu_benchmark_says_what_it_did_not_run(tmp_path):
-    flags = ["--smoke", "--folder", str(tmp_path), "--networks", "diffit-cifar10"]
-    assert gpu.main([*flags, "--stage", "peak", "torch", "cifar"]) == 0
-    found = {line["case"]: line["value"] for line in lines(tmp_path / "results.jsonl")}
-    assert found["dense product, bfloat16"] > 0
-    torch = [value for case, value in found.items() if "PyTorch" in case]
-    assert len(torch) == 2 and all(str(value).startswith("not run: ") for value in torch)
-    assert "not run: no data: give --data FILE.npz" in found.values()
-
-
-def test_every_network_of_the_gpu_benchmark_is_what_was_published():
-    from jaxdiff import build
-    from jaxdiff.networks import count_params
-
-    sizes = {"dit-b/2": 130_315_808, "dit-xl/2": 674_834_720, "diffit-cifar10": 37_781_075, "edm-cifar10": 55_735_299}
-    for name, count in sizes.items():
-        config = gpu_cases.configured(gpu_cases.Trial(network=name, batch=8))
-        assert config.runtime.dtype == "bfloat16" and config.sample.steps == 50
-        model = build.model(config, gpu_step.spec_of(config))
-        assert count_params(build.param_shapes(model)) == count
-    with pytest.raises(ValueError, match="edm-cifar10 has no scan"):
-        gpu_cases.configured(gpu_cases.Trial(network="edm-cifar10", batch=8, scan=True))
-
-
 def test_the_report_replaces_a_section_once(tmp_path):
     out = Output(tmp_path / "lines.jsonl")
     out.write("speed", "a | b", 1.0, "ms", {"batch": 4, "new": True})
@@ -126,25 +93,3 @@ def test_scripts_as_a_user_starts_them(words):
     done = subprocess.run(command, env=runs.environment(), cwd=runs.ROOT, text=True, capture_output=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert all(json.loads(line) for line in done.stdout.splitlines()) and done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_whole_gpu_benchmark(tmp_path):
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (64, 8, 8, 3), np.uint8)
-    np.savez(tmp_path / "images.npz", x=x, label=np.arange(64) % 10)
-    flags = ["--smoke", "--folder", str(tmp_path), "--data", str(tmp_path / "images.npz"), "--train-minutes", "0.02"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *flags, "--networks", "edm-cifar10"],
-        env=runs.environment(),
-        cwd=runs.ROOT,
-        text=True,
-        capture_output=True,
-        timeout=880,
-    )
-    assert done.returncode == 0, done.stderr
-    found = lines(tmp_path / "results.jsonl")
-    assert {line["benchmark"] for line in found} == {f"gpu/{stage}" for stage in gpu.STAGES if stage != "levers"}
-    assert not [line for line in found if str(line["value"]).startswith("not run") and "torch" not in line["benchmark"]]
-    assert (tmp_path / "cifar10_samples.png").exists() and (tmp_path / "untrained_edm-cifar10.png").exists()
