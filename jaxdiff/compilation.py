@@ -12,6 +12,7 @@ import jax
 __all__ = ["Compiled", "compile_step", "compiler_options", "enable_cache"]
 
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
+_FIXED_ORDER = "xla_gpu_exclude_nondeterministic_ops"
 
 
 class Compiled(NamedTuple):
@@ -61,7 +62,7 @@ def enable_cache(path: str | os.PathLike[str] | None = None, *, min_seconds: flo
 
 
 @functools.cache
-def _known(option: str, value: str) -> bool:
+def _known(option: str, value: str | bool) -> bool:
     try:
         jax.jit(lambda x: x, compiler_options={option: value}).lower(jax.ShapeDtypeStruct((), "float32")).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -71,15 +72,18 @@ def _known(option: str, value: str) -> bool:
     return True
 
 
-def compiler_options(kind: Literal["conv", "dense"] = "conv") -> dict[str, str]:
-    """Options for ``jax.jit(..., compiler_options=)`` that make this platform fast.
+def compiler_options(kind: Literal["conv", "dense"] = "conv", *, deterministic: bool = True) -> dict[str, str | bool]:
+    """Options for ``jax.jit(..., compiler_options=)`` that make this platform fast, and its results repeatable.
 
     On the CPU jax sends every convolution to a library whose weight gradients are slow. "conv" keeps that
-    library for matrix products only; "dense" turns it off, which suits networks of matrix products. Other
-    platforms, and versions of jax that do not know the option, get none. Starts the backend.
+    library for matrix products only; "dense" turns it off, which suits networks of matrix products. On a GPU kernels
+    that add in an order of chance, as they do in gradients of tables, convolutions and fused attention, are left out:
+    the same compiled program then gives the same bits each time. Other platforms, and versions of jax that do not
+    know an option, get none. Starts the backend.
 
     Args:
         kind: "conv" for networks with convolutions, "dense" for transformers and perceptrons.
+        deterministic: on a GPU, allow only kernels that add in a fixed order.
 
     Returns:
         Options, perhaps none.
@@ -90,9 +94,9 @@ def compiler_options(kind: Literal["conv", "dense"] = "conv") -> dict[str, str]:
     values = {"conv": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", "dense": ""}
     if kind not in values:
         raise ValueError(f"kind must be 'conv' or 'dense'; got {kind!r}.")
-    if jax.default_backend() != "cpu" or not _known(_YNN, values[kind]):
-        return {}
-    return {_YNN: values[kind]}
+    platform = jax.default_backend()
+    options = {"cpu": {_YNN: values[kind]}, "gpu": {_FIXED_ORDER: True} if deterministic else {}}.get(platform, {})
+    return {name: value for name, value in options.items() if _known(name, value)}
 
 
 def compile_step(fn: Any, *args: Any) -> Compiled:

@@ -152,7 +152,9 @@ def open_run(config: Config, folder: pathlib.Path, *, planned: bool = False) -> 
         steps_per_call=config.runtime.steps_per_call,
         fetch=None if store is None else data.fetcher(loader),
         state_sharding=placement,
-        compiler_options=compiler_options("conv" if build.conv_network(config.network) else "dense"),
+        compiler_options=compiler_options(
+            "conv" if build.conv_network(config.network) else "dense", deterministic=config.runtime.deterministic
+        ),
     )
     meta = {
         "config": to_dict(config),

@@ -75,6 +75,14 @@ def test_options_are_accepted_and_do_not_change_the_result(kind, capfd):
     assert not captured.out and not captured.err
 
 
+def test_a_gpu_adds_in_a_fixed_order_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compilation.compiler_options("conv") == {"xla_gpu_exclude_nondeterministic_ops": True}
+    assert compilation.compiler_options("dense", deterministic=False) == {}
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert compilation.compiler_options("conv") == {}
+
+
 def test_unknown_options_are_found_out_and_unknown_kinds_refused():
     assert not compilation._known("xla_no_such_option", "1")
     assert not compilation._known("xla_cpu_experimental_ynn_fusion_type", "NO_SUCH_VALUE")

@@ -14,6 +14,8 @@ class RuntimeConfig:
     """Compute type inside the network; parameters stay float32."""
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     """Precision of float32 products on GPU (TF32) and TPU (bfloat16)."""
+    deterministic: bool = True
+    """On a GPU allow only kernels that add in a fixed order, so that a run can be resumed and repeated bit by bit."""
     micro_batches: int = 1
     """Parts of a batch whose gradients are computed one after another and averaged: less memory, the same update."""
     steps_per_call: int = 1
