@@ -12,6 +12,7 @@ from types import ModuleType
 import jax
 
 from jaxdiff import distributed
+from jaxdiff.backends import require_platform
 from jaxdiff.compilation import enable_cache
 from jaxdiff.config import Config, RuntimeConfig
 from jaxdiff.stopping import ExitCode
@@ -61,12 +62,15 @@ def start(config: RuntimeConfig) -> str:
 
     Returns:
         A line that says what runs where.
+
+    Raises:
+        ValueError: a platform of JAX_PLATFORMS is not there.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("jaxdiff").setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
     cache = enable_cache()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    devices = jax.devices()
+    devices = require_platform()
     distributed.require_joined()
     return (
         f"jax {jax.__version__} on {len(devices)} {devices[0].platform} device(s), "

@@ -18,6 +18,7 @@ from typing import Literal
 
 import jax
 
+from jaxdiff.backends import require_platform
 from jaxdiff.coordination import PeerError, barrier, place, read_key, read_keys, write_key
 from jaxdiff.peers import LINGER, Peers, end_process, exit_on_abort
 from jaxdiff.stopping import ExitCode
@@ -105,7 +106,8 @@ def initialize(processes: Processes) -> str:
         A line that says which process this is of how many; "" for ``distributed="none"``.
 
     Raises:
-        ValueError: ``auto`` and nothing here says who the others are; names what is missing.
+        ValueError: ``auto`` and nothing here says who the others are, or a platform of JAX_PLATFORMS is not there;
+            names what is missing.
         PeerError: the processes could not be joined.
     """
     if processes.distributed == "none":
@@ -134,7 +136,8 @@ def initialize(processes: Processes) -> str:
                 heartbeat_timeout_seconds=processes.peer_timeout + MARGIN,
                 shutdown_timeout_seconds=max(processes.join_timeout, processes.peer_timeout),
             )
-            return (  # starts the backends, for which all must be there as well
+            require_platform()  # starts the backends, for which all must be there as well
+            return (
                 f"process {jax.process_index()} of {jax.process_count()}, "
                 f"{jax.local_device_count()} local and {jax.device_count()} global devices"
             )

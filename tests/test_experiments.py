@@ -22,13 +22,14 @@ from jaxdiff.config import (
     LossConfig,
     MLPConfig,
     ParameterizationConfig,
+    RuntimeConfig,
     SampleConfig,
     ScheduleConfig,
     ToyUNetConfig,
     TrainConfig,
     to_dict,
 )
-from jaxdiff.experiments import cli, common, digits, points
+from jaxdiff.experiments import cli, common, digits, points, report
 from jaxdiff.sampling import load_run
 from jaxdiff.training import TrainState
 
@@ -109,6 +110,17 @@ def command(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+def test_studies_compute_exact_products_whatever_the_recipe(folder, monkeypatch):
+    started = []
+    run = load_run(folder / "points")
+    runtime = RuntimeConfig(matmul_precision="default", prefetch=3)
+    run = run._replace(config=dataclasses.replace(run.config, runtime=runtime))
+    monkeypatch.setattr(report, "load_run", lambda folder: run)
+    monkeypatch.setattr(report.cli, "start", lambda config: started.append(config) or "started")
+    assert report.open_run(folder / "points") is run
+    assert started == [dataclasses.replace(runtime, matmul_precision="highest")]
 
 
 def test_the_exact_denoiser_has_the_optimal_error(folder):

@@ -1,12 +1,19 @@
 """README is true: its Python runs, its pictures and files exist, its commands name real recipes and options."""
 
+import dataclasses
 import pathlib
 import re
+import tomllib
+import typing
+
+import pytest
 
 from jaxdiff.cli import load_recipes
+from jaxdiff.config import Config
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/accelerators.md")}
 
 
 def test_the_notebook_example_runs_and_prints_what_it_says(capsys):
@@ -29,10 +36,37 @@ def test_every_recipe_is_listed_and_every_command_exists():
     recipes = load_recipes(ROOT / "configs").keys()
     for name in recipes:
         assert f"`{name.removesuffix('-smoke')}" in TEXT, name
-    for name in re.findall(r"python train\.py ([a-z0-9-]+)", TEXT):
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_exists(page):
+    text = PAGES[page]
+    recipes = load_recipes(ROOT / "configs").keys()
+    for name in re.findall(r"python train\.py ([a-z0-9-]+)", text):
         assert name in recipes, name
-    for module in re.findall(r"python -m (jaxdiff[.a-z]+)", TEXT):
-        assert (ROOT / module.replace(".", "/") / "__main__.py").exists(), module
+    for module in re.findall(r"python -m ((?:jaxdiff|benchmarks)[.a-z]+)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    for target in re.findall(r"\]\(([^):#]+)\)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra in re.findall(r"'\.\[([a-z0-9]+)\]'", text):
+        assert extra in extras, extra
+    sections = typing.get_type_hints(Config)
+    for section, option in re.findall(r"--([a-z]+)\.([a-z][a-z-]*)", text):
+        kinds = typing.get_args(sections[section]) or (sections[section],)
+        known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+        assert option.removeprefix("no-").replace("-", "_") in known, f"--{section}.{option}"
+
+
+def test_the_table_of_types_and_products_is_that_of_the_recipes():
+    rows = re.findall(r"^\| (`.*) \| (float32|bfloat16) \| `(.*)` \|$", PAGES["docs/accelerators.md"], re.MULTILINE)
+    told = {name: row[1:] for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+    smoke = told.pop("-smoke")
+    for name, (_, config) in load_recipes(ROOT / "configs").items():
+        expected = smoke if name.endswith("-smoke") else told.pop(name)
+        assert (config.runtime.dtype, config.runtime.matmul_precision) == expected, name
+    assert not told
 
 
 def test_the_two_setup_commands_are_marked():

@@ -15,7 +15,7 @@ from jaxdiff.typing import Denoiser, Params, require
 __all__ = ["denoiser_of", "draw_samples", "estimate", "jit_options", "labels_in_turn", "real_examples", "replicated"]
 
 
-def jit_options(run: TrainedRun) -> dict[str, str]:
+def jit_options(run: TrainedRun) -> dict[str, str | bool]:
     """Compiler options that suit the network of a run."""
     return compiler_options("conv" if build.conv_network(run.config.network) else "dense")
 

@@ -1,5 +1,6 @@
 """What the commands share: opening a run, and saying what was found."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -22,13 +23,16 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def open_run(folder: Path, picture: Path | None = None) -> TrainedRun:
-    """Load a run and say what it is; a picture that cannot be written is refused before hours of work."""
+    """Load a run and say what it is; a picture that cannot be written is refused before hours of work.
+
+    Products of float32 are exact ("highest") whatever the recipe trained with: a study measures the model.
+    """
     require(
         picture is None or picture.suffix in PICTURES,
         f"{picture} needs a suffix that says the format: one of {', '.join(PICTURES)}",
     )
     run = load_run(folder)
-    print(cli.start(run.config.runtime), file=sys.stderr)
+    print(cli.start(dataclasses.replace(run.config.runtime, matmul_precision="highest")), file=sys.stderr)
     print(f"{folder}: recipe {run.config.name}, step {run.step}, {run.weights} weights", file=sys.stderr)
     return run
 

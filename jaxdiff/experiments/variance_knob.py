@@ -64,7 +64,7 @@ def draw_with_knobs(
     shape: tuple[int, ...],
     cond: Cond = None,
     variance: str = "lower",
-    options: dict[str, str] | None = None,
+    options: dict[str, str | bool] | None = None,
 ) -> list[Float32[np.ndarray, "num ..."]]:
     """Draw the same samples, by their keys, under every setting; the factors are an argument of one program.
 

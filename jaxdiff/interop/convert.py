@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxdiff import build, data
 from jaxdiff import config as C
+from jaxdiff.backends import require_platform
 from jaxdiff.build.model import NETWORKS
 from jaxdiff.interop.families import FAMILIES, Hints, Loaded, load, shapes_of
 from jaxdiff.interop.files import write_tensors
@@ -47,9 +48,10 @@ def convert(
 
     Raises:
         WeightsError: weights that do not fit, all names listed; nothing is written then.
-        ValueError: the folder holds a run.
+        ValueError: the folder holds a run, or a platform of JAX_PLATFORMS is not there.
     """
     require_new(folder)
+    require_platform()
     loaded = load(source, kind, hints)
     config, spec = _config(loaded, kind, folder.name, source, dict(sections or {}))
     built = build.model(config, spec)

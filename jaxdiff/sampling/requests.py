@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxdiff import build, data
+from jaxdiff.backends import require_platform
 from jaxdiff.checkpoints import intact, read_meta, restore_params
 from jaxdiff.config import Config, from_dict
 from jaxdiff.sampling.placing import local_mesh, param_sharding
@@ -111,10 +112,12 @@ def load_run(
     Raises:
         FileNotFoundError: no run or no usable checkpoint there.
         DamagedError: the checkpoint asked for is damaged; names the file.
+        ValueError: a platform of JAX_PLATFORMS is not there.
     """
     checkpoints = pathlib.Path(folder) / "checkpoints"
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"no run in {folder}: train one first, for example  python train.py digits")
+    require_platform()
     step = intact(checkpoints, step)
     meta = read_meta(checkpoints, step)
     config = from_dict(meta["config"])
