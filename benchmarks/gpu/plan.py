@@ -76,7 +76,7 @@ class Session:
         """Start a process; its memory on the device is taken as it is needed."""
         more = {"work": work, "out": str(self.folder / "results.jsonl"), "cache": self.cache, "smoke": self.smoke}
         words = [python or sys.executable, "-m", f"benchmarks.{module}", json.dumps({**more, **request})]
-        env = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+        env = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_CLIENT_MEM_FRACTION": "0.95"}
         name = f"{work}{time.time_ns()}"
         log = self.scratch / f"{name}.log"
         with log.open("wb") as words_of_child:
