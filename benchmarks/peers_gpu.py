@@ -1,4 +1,4 @@
-"""The PyTorch side of gpu.py: the same DiT and DDPM++ trained in bfloat16, eager or compiled; needs no jax.
+"""The PyTorch side of benchmarks.gpu: the same DiT and DDPM++ trained in bfloat16, eager or compiled; needs no jax.
 
     python -m benchmarks.peers_gpu '{"network": "dit-b/2", "batch": 64, "compile": true, "smoke": false, "seconds": 5}'
     python -m benchmarks.peers_gpu --check tests/references        # outputs beside those of the published networks
