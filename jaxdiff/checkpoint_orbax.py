@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,6 +45,18 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
+def _is_alone(record: logging.LogRecord) -> bool:
+    """Drop what asyncio says of writes that failed beside the one whose error was raised.
+
+    Arrays are written by tasks that orbax gathers. The first error ends the gathering and is raised; a task that fails
+    while its event loop closes is looked at by nobody, and asyncio prints its traceback when it is forgotten.
+    """
+    if not record.exc_info or "exception was never retrieved" not in record.getMessage():
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(record.exc_info[2])]
+    return not any(str(frame.f_globals.get("__name__")).startswith("orbax.") for frame in frames)
+
+
 def _hook(previous: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def hook(problem: Any) -> None:
         # After a failed read or write tensorstore still reports to the event loop, which orbax has closed by then.
@@ -58,6 +71,7 @@ def _hook(previous: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _keep_quiet() -> None:
     """Keep orbax's threads from printing tracebacks of errors that are raised here; for the life of the process."""
     logging.getLogger("absl").addFilter(_is_news)
+    logging.getLogger("asyncio").addFilter(_is_alone)
     if getattr(sys.unraisablehook, "__qualname__", "") != "jaxdiff":
         sys.unraisablehook = _hook(sys.unraisablehook)
 

@@ -4,10 +4,13 @@ import importlib.util
 import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import jax
 
@@ -22,6 +25,8 @@ __all__ = ["load_recipes", "run_main", "start"]
 
 DEBUG = "JAXDIFF_DEBUG"
 USAGE = 2
+
+_log = logging.getLogger("jaxdiff")
 
 
 def run_main(main: Callable[[], int], exits: dict[type[Exception], int] | None = None) -> int:
@@ -57,6 +62,23 @@ def run_main(main: Callable[[], int], exits: dict[type[Exception], int] | None =
         return distributed.leave(1)
 
 
+def _cache_in_one_line(previous: Callable[..., Any], cache: pathlib.Path) -> Callable[..., Any]:
+    """Tell of an entry of the compilation cache that fails, and of what to do; pass other warnings on."""
+
+    def show(message: Warning | str, *where: Any) -> None:
+        found = re.match(r"Error (\w+) persistent compilation cache entry for '([^']+)': (.*)", str(message), re.DOTALL)
+        if found is None:
+            previous(message, *where)
+            return
+        doing, name, reason = found[1], found[2], " ".join(found[3].split())
+        # jax never replaces an entry, so one that a full disk or a kill cut short stays.
+        cure = f"compiled again; delete {cache}/{name}-* to keep it" if doing == "reading" else "not kept"
+        _log.warning("compilation cache entry %s: %s; %s", name, reason, cure)
+
+    show.__qualname__ = "jaxdiff"
+    return show
+
+
 def start(config: RuntimeConfig) -> str:
     """Prepare JAX before the first array exists: compilation cache, precision of products, log format.
 
@@ -69,6 +91,8 @@ def start(config: RuntimeConfig) -> str:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("jaxdiff").setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
     cache = enable_cache()
+    if getattr(warnings.showwarning, "__qualname__", "") != "jaxdiff":
+        warnings.showwarning = _cache_in_one_line(warnings.showwarning, cache)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     devices = require_platform()
     distributed.require_joined()

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import warnings
 from typing import Any
 
@@ -45,11 +46,12 @@ def environment() -> dict[str, str]:
 
 def run(script: str, *args: object, cwd: Any = None, file_limit: int | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program to its end; ``file_limit`` makes writes beyond that many bytes fail, as a full disk does."""
-
-    words = command(script, *args)
-    if file_limit is not None:
-        words = ["bash", "-c", f'ulimit -f {file_limit // 1024}; exec "$0" "$@"', *words]
-    return subprocess.run(words, env=environment(), cwd=cwd, text=True, capture_output=True, timeout=240)
+    words, env = command(script, *args), environment()
+    with tempfile.TemporaryDirectory() as own:
+        if file_limit is not None:
+            words = ["bash", "-c", f'ulimit -f {file_limit // 1024}; exec "$0" "$@"', *words]
+            env["JAX_COMPILATION_CACHE_DIR"] = own  # entries that are cut short would stay in the common one
+        return subprocess.run(words, env=env, cwd=cwd, text=True, capture_output=True, timeout=240)
 
 
 def log_lines(folder: pathlib.Path) -> list[dict[str, Any]]:

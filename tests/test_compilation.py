@@ -45,6 +45,39 @@ def test_the_second_start_reads_the_cache_even_if_arrays_and_another_cache_came_
     assert start("late", env_late) == [default, "True"]
 
 
+WITH_A_LOG = """
+import warnings, jax, jax.numpy as jnp
+from jaxdiff import cli, config
+cli.start(config.RuntimeConfig())
+cli.start(config.RuntimeConfig())
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+def product(x): return jnp.tanh(x @ x).sum()
+print(jax.jit(product)(jnp.eye(2)))
+warnings.warn("something else")
+"""
+
+
+def test_a_cache_entry_cut_short_is_one_line_that_says_what_to_delete(tmp_path):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+
+    def start():
+        done = subprocess.run([sys.executable, "-c", WITH_A_LOG], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        lines = done.stderr.splitlines()
+        assert "something else" in done.stderr
+        return done.stdout, [line for line in lines if "cache" in line]
+
+    first, lines = start()
+    assert not lines
+    (entry,) = tmp_path.glob("jit_product-*-cache")
+    entry.write_bytes(entry.read_bytes()[:99])
+    again, lines = start()
+    assert again == first and len(lines) == 1 and lines[0].startswith("compilation cache entry jit_product: ")
+    assert lines[0].endswith(f"; compiled again; delete {tmp_path}/jit_product-* to keep it")
+    entry.unlink()
+    assert start() == (first, []) and entry.exists()
+
+
 def test_a_bad_threshold_is_refused(tmp_path):
     with pytest.raises(ValueError, match="got -1"):
         compilation.enable_cache(tmp_path, min_seconds=-1.0)

@@ -289,7 +289,7 @@ class Loader:
         except ImportError as error:
             raise DataError(
                 f"{self.source.origin}: a set above memory_limit={self.memory_limit} bytes is read by grain, "
-                "which is not installed: pip install grain, or raise memory_limit"
+                f"which can not be imported ({error}): pip install grain, or raise memory_limit"
             ) from error
         steps = grain.MapDataset.range(start_step, start_step + 2**40)
         options = grain.ReadOptions(num_threads=self.num_threads, prefetch_buffer_size=2 * self.num_threads)
