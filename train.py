@@ -18,17 +18,18 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import tyro
 
-from jaxdiff import cli, distributed, planning, sharding
+from jaxdiff import cli, distributed
 from jaxdiff.checkpoints import Checkpoints, SaveError
-from jaxdiff.compilation import Compiled, compile_step
 from jaxdiff.config import Config, from_dict, to_json
-from jaxdiff.networks import count_params
-from jaxdiff.previews import write_preview
-from jaxdiff.profiling import Profile
-from jaxdiff.runs import Run, batches, first_state, model_flops, open_run, peak_flops, restore
-from jaxdiff.stopping import ExitCode, StopSignal
+from jaxdiff.config.recipes import load_recipes
+from jaxdiff.run.logs import JsonLog, Progress, TensorBoardLog
+from jaxdiff.run.plan import describe, dry_run, model_flops, peak_flops
+from jaxdiff.run.previews import write_preview
+from jaxdiff.run.training import Run, batches, open_run, restore
+from jaxdiff.runtime.compilation import Compiled, compile_step
+from jaxdiff.runtime.profiling import Profile
+from jaxdiff.runtime.stopping import ExitCode, StopSignal
 from jaxdiff.training import DivergedError, TrainState, num_updates, raise_if_diverged, read_tally, reset_tally
-from jaxdiff.writers import JsonLog, Progress, TensorBoardLog
 
 log = logging.getLogger("jaxdiff")
 
@@ -51,7 +52,7 @@ class Arguments:
 
 def parse() -> Arguments:
     """Read the command line."""
-    recipes = cli.load_recipes(pathlib.Path(__file__).parent / "configs")
+    recipes = load_recipes(pathlib.Path(__file__).parent / "configs")
     choices = {name: (doc, Arguments(config=config)) for name, (doc, config) in recipes.items()}
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in choices:  # lists the recipes, or says that there is none of that name
@@ -70,57 +71,6 @@ def parse() -> Arguments:
 def run_folder(args: Arguments) -> pathlib.Path:
     """Folder of the run."""
     return pathlib.Path(args.run_dir or f"runs/{args.config.name}")
-
-
-def describe(run: Run) -> None:
-    """Say what will be trained."""
-    config = run.config
-    parameters = count_params(run.shapes.params)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.shapes)) / 1e6
-    source = run.loader.source
-    log.info("data: %s, %d examples of shape %s", source.origin, len(source), source.spec.shape)
-    log.info("network: %s, %s parameters; state %.1f MB", config.network.kind, f"{parameters:,}", size)
-    epochs = config.train.steps * config.train.batch_size / len(source)
-    log.info("plan: %d steps of %d examples, %.4g epochs", config.train.steps, config.train.batch_size, epochs)
-
-
-def dry_run(run: Run) -> int:
-    """Say what one step and the whole run will take; time a few steps if they fit into the memory."""
-    for line in sharding.format_placements(sharding.describe(run.shapes.params, run.mesh)):
-        print(line)
-    config, key = run.config, jax.random.key(run.config.seed)
-    print(f"parameters: {count_params(run.shapes.params):,}")
-    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.shapes))
-    print(f"state: {state / 1e9:.3g} GB (parameters, their averages, optimizer)")
-    flops = model_flops(run)
-    print(f"step: {'unknown' if flops is None else f'{flops / 1e9:.4g}'} GFLOP for {config.train.batch_size} examples")
-    print(f"batch: {', '.join(f'{k} {v}' for k, v in _shapes(run.loader.batch(0)).items())}", flush=True)
-    with batches(run, 0) as found:
-        cost = planning.measure_step(run.step, run.shapes, next(found), key, lambda: first_state(run))
-    memory = "unknown" if cost.memory is None else f"{cost.memory / 1e9:.3g} GB"
-    print(f"memory of a step: {memory} per device; compiled in {cost.compile_seconds:.1f} s")
-    if cost.step_seconds is None:
-        print(f"that does not fit into the {planning.available_memory() / 1e9:.3g} GB here: not timed")
-        print(f"plan: {config.train.steps} steps; nothing was trained or written")
-        return ExitCode.DONE
-    seconds = cost.step_seconds / config.runtime.steps_per_call
-    print(f"time of a step: {seconds * 1e3:.1f} ms{_utilisation(run, flops, seconds)}")
-    print(
-        f"plan: {config.train.steps} steps, about {seconds * config.train.steps / 60:.1f} minutes; "
-        "nothing was trained or written"
-    )
-    return ExitCode.DONE
-
-
-def _utilisation(run: Run, flops: float | None, seconds: float) -> str:
-    if flops is None:
-        return ""
-    return f", {flops / seconds / peak_flops(run):.1%} of the measured peak of matrix products"
-
-
-def _shapes(batch: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_flatten_with_path(batch)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{v.dtype}{v.shape}" for path, v in leaves}
 
 
 class Writers(NamedTuple):

@@ -19,8 +19,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.common import Output, parser
-from jaxdiff.checkpoint_reading import damage
 from jaxdiff.checkpoints import Checkpoints
+from jaxdiff.checkpoints.reading import damage
 
 ARRAYS = 16
 

@@ -75,7 +75,8 @@ def step(out: Output, smoke: bool) -> None:
 
     from benchmarks.gpu.speed import prepare, time_groups
     from jaxdiff.networks import count_params
-    from jaxdiff.runs import first_state, model_flops
+    from jaxdiff.run.plan import model_flops
+    from jaxdiff.run.training import first_state
 
     for name, (network, batch, size) in step_cases(smoke).items():
         with prepare(_config(network, batch, size)) as ready:
@@ -99,12 +100,12 @@ def mesh_case(request: dict[str, Any], out: Output) -> None:
     """Compile the step on one mesh of virtual devices and read what is sent."""
     import jax
 
-    from jaxdiff import build, sharding
-    from jaxdiff.communication import collectives, total_sent
-    from jaxdiff.compilation import compile_step
+    from jaxdiff import factory, sharding
     from jaxdiff.config import DiTConfig
     from jaxdiff.data import stand_in
     from jaxdiff.networks import count_params
+    from jaxdiff.runtime.collectives import collectives, total_sent
+    from jaxdiff.runtime.compilation import compile_step
     from jaxdiff.training import init_state, make_train_step
 
     data, fsdp, tensor = request["mesh"]
@@ -121,12 +122,14 @@ def mesh_case(request: dict[str, Any], out: Output) -> None:
     )
     config = _config(network, rows, size, dtype=request.get("dtype", "float32"), channels=4)
     mesh = sharding.make_mesh(data, fsdp, tensor)
-    model = build.model(config, stand_in((size, size, 4), num_classes=config.data.classes).spec)
-    loss, (tx, _) = build.loss(config, model), build.optimizer(config)
-    average, _ = build.averages(config)
+    model = factory.model(config, stand_in((size, size, 4), num_classes=config.data.classes).spec)
+    loss, (tx, _) = factory.loss(config, model), factory.optimizer(config)
+    average, _ = factory.averages(config)
     batch = {"x": jax.ShapeDtypeStruct((rows, size, size, 4), "float32")}
     batch |= {"cond": {"label": jax.ShapeDtypeStruct((rows,), "int32")}}
-    state = jax.eval_shape(lambda: init_state(build.init_params(model, jax.random.key(0)), tx, loss=loss, batch=batch))
+    state = jax.eval_shape(
+        lambda: init_state(factory.init_params(model, jax.random.key(0)), tx, loss=loss, batch=batch)
+    )
     placement = sharding.state_sharding(state, mesh)
     function = make_train_step(loss, tx, ema_decay=average, state_sharding=placement)
 

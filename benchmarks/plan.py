@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 PARAMETERS = 674_834_720  # python -m jaxdiff.networks dit-xl/2
-FLOP_PER_IMAGE = 713.66e9  # XLA's count of a step at batch 8 less that at batch 4: runs.model_flops
+FLOP_PER_IMAGE = 713.66e9  # XLA's count of a step at batch 8 less that at batch 4: run.plan.model_flops
 STATE = 16  # bytes per parameter: weights, average, two moments, all float32 (growth --part large: state_MB)
 FIXED = 8.97e9 / PARAMETERS  # bytes per parameter beside the state while it is updated (growth --part activations)
 PER_IMAGE = {True: 85.8e6, False: 1.54e9}  # recomputation -> bytes of activations (growth --part activations)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff import grids, samplers
-from jaxdiff.build.samplers import SAMPLERS, make_sampler
+from jaxdiff.factory.samplers import SAMPLERS, make_sampler
 
 SHAPE = (64, 32, 32, 3)
 K_DIFFUSION = (

@@ -28,13 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import grids, losses, noise_levels, parameterizations, samplers, schedules, training
-from jaxdiff.compilation import compile_step, compiler_options
 from jaxdiff.denoisers import make_denoiser
 from jaxdiff.interop import diffusers, dit, import_params
 from jaxdiff.interop.files import read_tensors
 from jaxdiff.networks import as_network, param_shapes, plain_forms
 from jaxdiff.networks.dit import DiT
-from jaxdiff.planning import count_flops
+from jaxdiff.runtime.compilation import compile_step, compiler_options
+from jaxdiff.runtime.cost import count_flops
 
 
 class Workload(NamedTuple):

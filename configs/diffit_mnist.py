@@ -9,15 +9,7 @@ right on real digits) names 85.4 % as asked; their Frechet distance to real digi
 as many other real ones.
 """
 
-from jaxdiff.config import (
-    Config,
-    DataConfig,
-    DiffiTImageConfig,
-    LossConfig,
-    OptimConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from jaxdiff.config import Config, DataConfig, DiffiTImageConfig, LossConfig, OptimConfig, SampleConfig, TrainConfig
 
 CONFIG = Config(
     name="diffit-mnist",

@@ -10,15 +10,7 @@ support-vector classifier (99.3 % right on held-out digits) names 98.8 % as aske
 training set (raw pixels) is 1.32 times that between two halves of the real digits.
 """
 
-from jaxdiff.config import (
-    Config,
-    DataConfig,
-    DDPMUNetConfig,
-    LossConfig,
-    OptimConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from jaxdiff.config import Config, DataConfig, DDPMUNetConfig, LossConfig, OptimConfig, SampleConfig, TrainConfig
 
 CONFIG = Config(
     name="digits",

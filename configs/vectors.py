@@ -10,14 +10,7 @@ Measured: 2.9 minutes on 2 busy cores. Error 19.998 on 200 vectors (20.030 on 20
 (8.944 on 20,000); noise characterised as mean 15.00.
 """
 
-from jaxdiff.config import (
-    Config,
-    DataConfig,
-    OptimConfig,
-    SampleConfig,
-    TrainConfig,
-    VectorTransformerConfig,
-)
+from jaxdiff.config import Config, DataConfig, OptimConfig, SampleConfig, TrainConfig, VectorTransformerConfig
 
 CONFIG = Config(
     name="vectors",

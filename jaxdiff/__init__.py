@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxdiff import (
-        augmentation,
         data,
         denoisers,
         editing,
@@ -30,12 +29,11 @@ if TYPE_CHECKING:
         typing,
         viz,
     )
-    from jaxdiff.convenience import sample
+    from jaxdiff.factory.drawing import sample
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "augmentation",
     "data",
     "denoisers",
     "editing",
@@ -60,7 +58,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "sample":
-        return importlib.import_module("jaxdiff.convenience").sample
+        return importlib.import_module("jaxdiff.factory.drawing").sample
     if name in __all__:
         return importlib.import_module(f"jaxdiff.{name}")
     raise AttributeError(f"module 'jaxdiff' has no attribute {name!r}")

@@ -1,6 +1,5 @@
 """What the command-line programs share: how they start, and how they end."""
 
-import importlib.util
 import logging
 import os
 import pathlib
@@ -9,19 +8,17 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
 
 from jaxdiff import distributed
-from jaxdiff.backends import require_platform
-from jaxdiff.compilation import enable_cache
-from jaxdiff.config import Config, RuntimeConfig
-from jaxdiff.stopping import ExitCode
-from jaxdiff.typing import require
+from jaxdiff.config import RuntimeConfig
+from jaxdiff.runtime.backends import require_platform
+from jaxdiff.runtime.compilation import enable_cache
+from jaxdiff.runtime.stopping import ExitCode
 
-__all__ = ["load_recipes", "run_main", "start"]
+__all__ = ["run_main", "start"]
 
 DEBUG = "JAXDIFF_DEBUG"
 USAGE = 2
@@ -100,39 +97,3 @@ def start(config: RuntimeConfig) -> str:
         f"jax {jax.__version__} on {len(devices)} {devices[0].platform} device(s), "
         f"products at {config.matmul_precision!r} precision, compilation cache {cache}"
     )
-
-
-def load_recipes(folder: pathlib.Path) -> dict[str, tuple[str, Config]]:
-    """Read every recipe of a folder: Python files with a docstring, ``CONFIG``, and perhaps variants of it.
-
-    A variant is any other configuration that the file defines, such as ``SMOKE``, the same for a laptop; it is found
-    under its own name.
-
-    Returns:
-        Name -> (first line of the docstring, configuration), by name.
-
-    Raises:
-        ValueError: the folder has none, or a file lacks ``CONFIG``.
-    """
-    recipes = {}
-    for path in sorted(folder.glob("[a-z]*.py")):
-        module = _load(path)
-        found = [value for name, value in vars(module).items() if name.isupper() and isinstance(value, Config)]
-        require(
-            isinstance(getattr(module, "CONFIG", None), Config),
-            f"{path} defines no CONFIG = jaxdiff.config.Config(...)",
-        )
-        for config in found:
-            require(config.name not in recipes, f"{path}: another recipe is called {config.name!r} too")
-            recipes[config.name] = ((module.__doc__ or "").strip().splitlines()[0], config)
-    require(bool(recipes), f"no recipes in {folder}: run this program from a clone of the repository")
-    return recipes
-
-
-def _load(path: pathlib.Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"jaxdiff_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"cannot load the recipe {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

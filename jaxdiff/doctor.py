@@ -23,12 +23,14 @@ import numpy as np
 import tyro
 from jax.typing import DTypeLike
 
-from jaxdiff import backends, cli, distributed, planning, runs
+from jaxdiff import cli, distributed
 from jaxdiff.checkpoints import Checkpoints
-from jaxdiff.compilation import compile_step, compiler_options, enable_cache
 from jaxdiff.config import Config, DataConfig, DDPMUNetConfig, LossConfig, OptimConfig, TrainConfig
 from jaxdiff.networks import plain_forms
-from jaxdiff.networks.attention import attend, attention_form
+from jaxdiff.networks.kernels.attention import attend, attention_form
+from jaxdiff.run import training
+from jaxdiff.runtime import backends, cost
+from jaxdiff.runtime.compilation import compile_step, compiler_options, enable_cache
 from jaxdiff.training import read_tally
 from jaxdiff.typing import require
 
@@ -66,7 +68,7 @@ def _devices() -> Iterator[Verdict]:
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     where = "free in the machine" if devices[0].platform == "cpu" else "for jax on the first"
     named = f" (JAX_PLATFORMS={asked})" if asked else ""
-    memory = planning.available_memory() / 1e9
+    memory = cost.available_memory() / 1e9
     yield "ok", f"{len(devices)} {devices[0].platform} ({kinds}), {memory:.1f} GB {where}{named}"
     if devices[0].platform == "cpu" and asked != "cpu" and backends.nvidia_card():
         found = " and ".join(backends.installed_plugins("cuda"))
@@ -83,14 +85,14 @@ def _relative(x: Any, exact: Any) -> float:
 
 def _products() -> Iterator[Verdict]:
     draw = np.random.default_rng(0)
-    size = 1024 if jax.default_backend() == "cpu" else 8192  # that planning.measured_peak takes
+    size = 1024 if jax.default_backend() == "cpu" else 8192  # that cost.measured_peak takes
     cases = [("bfloat16", "default"), ("float32", "highest")]
     cases += [] if jax.default_backend() == "cpu" else [("float32", "default")]
     for dtype, precision in cases:
         a, b = (jnp.asarray(draw.normal(size=(512, 512)), dtype) for _ in range(2))
         with jax.default_matmul_precision(precision):
             product = jax.jit(jnp.matmul, compiler_options=compiler_options("dense") or None)(a, b)
-            peak = planning.measured_peak(dtype)
+            peak = cost.measured_peak(dtype)
         error = _relative(product, np.asarray(a, np.float64) @ np.asarray(b, np.float64))
         limit = LIMITS[dtype] if precision == "highest" else LIMITS["bfloat16"]
         name = dtype if dtype == "bfloat16" else f"{dtype} at {precision!r}"
@@ -145,9 +147,9 @@ def _config(devices: int) -> Config:
 def _train_step() -> Iterator[Verdict]:
     config = _config(jax.device_count())
     with jax.default_matmul_precision(config.runtime.matmul_precision):
-        run = runs.open_run(config, pathlib.Path(config.name))
-        with runs.batches(run, 0) as found:
-            state, batch, key = runs.first_state(run), next(found), jax.random.key(config.seed)
+        run = training.open_run(config, pathlib.Path(config.name))
+        with training.batches(run, 0) as found:
+            state, batch, key = training.first_state(run), next(found), jax.random.key(config.seed)
             compiled = compile_step(run.step, state, batch, key)
             same = jax.tree.map(jnp.copy, state)  # the step uses its state up
             first = jax.block_until_ready(compiled.call(state, batch, key))

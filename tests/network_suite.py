@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.networks import as_network, init_params, param_shapes
-from jaxdiff.networks.depth import stack_blocks
+from jaxdiff.networks.layers.stack import stack_blocks
 
 BATCH = 4
 # Compile time dominates here.

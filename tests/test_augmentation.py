@@ -11,8 +11,8 @@ import optax
 import pytest
 from references import tensors
 
-from jaxdiff import augmentation as A
 from jaxdiff import losses, noise_levels, parameterizations, training
+from jaxdiff.losses import augmentation as A
 from jaxdiff.typing import StagedLoss
 
 KEY = jax.random.key(2)

@@ -15,10 +15,10 @@ import runs
 from benchmarks.common import Output
 from benchmarks.gpu import cases, plan, reference, right, speed, trace, work
 from benchmarks.gpu.summary import summary
-from jaxdiff import build
 from jaxdiff import config as C
-from jaxdiff.build.model import NETWORKS
-from jaxdiff.build.samplers import SAMPLERS
+from jaxdiff import factory
+from jaxdiff.factory.networks import NETWORKS
+from jaxdiff.factory.samplers import SAMPLERS
 from jaxdiff.networks import count_params
 
 
@@ -48,10 +48,10 @@ def test_every_network_is_what_was_published():
     sizes = {"dit-b/2": 130_315_808, "dit-xl/2": 674_834_720, "diffit-cifar10": 37_781_075, "edm-cifar10": 55_735_299}
     assert set(sizes) == set(cases.NETWORKS)
     for name, count in sizes.items():
-        config = build.resolve(cases.configured(cases.Trial(network=name, batch=8)), 0.5)
+        config = factory.resolve(cases.configured(cases.Trial(network=name, batch=8)), 0.5)
         assert config.runtime.dtype == "bfloat16" and config.sample.steps == 50
-        source = build.stand_in(config.data)
-        assert source is not None and count_params(build.param_shapes(build.model(config, source.spec))) == count
+        source = factory.stand_in(config.data)
+        assert source is not None and count_params(factory.param_shapes(factory.model(config, source.spec))) == count
     with pytest.raises(ValueError, match="edm-cifar10 has no scan"):
         cases.configured(cases.Trial(network="edm-cifar10", batch=8, scan=False))
 

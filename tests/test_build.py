@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import build, data, samplers
 from jaxdiff import config as C
-from jaxdiff.build.samplers import GRIDS, SAMPLERS
+from jaxdiff import data, factory, samplers
 from jaxdiff.config import sections
+from jaxdiff.factory.samplers import GRIDS, SAMPLERS
 
 BASE = C.Config(
     name="points",
@@ -33,9 +33,9 @@ def with_section(name, **fields):
 
 
 def loss_value(config):
-    built = build.model(config, SPEC)
-    loss = build.loss(config, built)
-    params = build.init_params(built, jax.random.key(0))
+    built = factory.model(config, SPEC)
+    loss = factory.loss(config, built)
+    params = factory.init_params(built, jax.random.key(0))
     return float(loss(params, {"x": jnp.ones((16, 2))}, jax.random.key(1))[0])
 
 
@@ -80,12 +80,12 @@ SAMPLER_NAMES, GRID_NAMES = typing.get_args(sections.SamplerName), typing.get_ar
 )
 def test_every_sampler_draws_and_on_every_grid(sampler, grid):
     config = with_section("sample", sampler=sampler, grid=grid)
-    built = build.model(config, SPEC)
-    sigmas = build.grid(config)
+    built = factory.model(config, SPEC)
+    sigmas = factory.grid(config)
     assert sigmas.shape == (4,) and float(sigmas[-1]) == 0
     keys = jax.random.split(jax.random.key(0), 2)
-    draw = build.draw(config, built, guided=False)
-    out = jax.eval_shape(draw, build.param_shapes(built), keys, sigmas, None, jnp.float32(1))
+    draw = factory.draw(config, built, guided=False)
+    out = jax.eval_shape(draw, factory.param_shapes(built), keys, sigmas, None, jnp.float32(1))
     assert out.shape == (2, 2)
 
 
@@ -99,7 +99,7 @@ def test_the_names_of_the_configuration_are_those_that_can_be_built():
 
 def test_sampler_options_reach_the_sampler_or_are_refused():
     def built(**options):
-        return build.sampler(C.SampleConfig(**options))
+        return factory.sampler(C.SampleConfig(**options))
 
     assert built(sampler="seeds", eta=0.5, order=3).keywords == {"eta": 0.5, "order": 3, "ends_at_zero": True}
     assert built(sampler="heun", eta=0.0).keywords == {"ends_at_zero": True}  # 0 means the same to all
@@ -107,8 +107,8 @@ def test_sampler_options_reach_the_sampler_or_are_refused():
         built(sampler="heun", eta=0.5)
     with pytest.raises(ValueError, match="order=2 does not apply to sampler 'ddim': it takes eta"):
         built(sampler="ddim", order=2)
-    flow = build.grid(with_section("sample", grid="flow", shift=3.0))
-    assert float(flow[1]) > float(build.grid(with_section("sample", grid="flow"))[1])
+    flow = factory.grid(with_section("sample", grid="flow", shift=3.0))
+    assert float(flow[1]) > float(factory.grid(with_section("sample", grid="flow"))[1])
 
 
 def test_noise_along_a_path_is_drawn_and_refused_where_there_is_none():
@@ -116,9 +116,9 @@ def test_noise_along_a_path_is_drawn_and_refused_where_there_is_none():
 
     def shape(sampler):
         config = with_section("sample", sampler=sampler, brownian=True)
-        model = build.model(config, SPEC)
-        draw = build.draw(config, model, guided=False)
-        args = (build.param_shapes(model), keys, build.grid(config), None, jnp.float32(1))
+        model = factory.model(config, SPEC)
+        draw = factory.draw(config, model, guided=False)
+        args = (factory.param_shapes(model), keys, factory.grid(config), None, jnp.float32(1))
         return jax.eval_shape(draw, *args).shape
 
     assert shape("dpmpp_2m_sde") == (2, 2)
@@ -126,7 +126,7 @@ def test_noise_along_a_path_is_drawn_and_refused_where_there_is_none():
         shape("stochastic_heun")
     config = with_section("sample", sampler="dpm_adaptive")
     with pytest.raises(ValueError, match="keeps no states"):
-        build.draw(config, build.model(config, SPEC), guided=False, trajectory=True)
+        factory.draw(config, factory.model(config, SPEC), guided=False, trajectory=True)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,11 @@ def test_zero_terminal_snr_builds():
 
 def test_sigma_data_is_measured_and_then_fixed():
     config = with_section("parameterization", sigma_data="auto")
-    source = build.source(config.data)
-    resolved = build.resolve(config, data.measured_std(source, data.Normalizer(0.0, 1.0)))
+    source = factory.source(config.data)
+    resolved = factory.resolve(config, data.measured_std(source, data.Normalizer(0.0, 1.0)))
     assert resolved.parameterization.sigma_data == pytest.approx(float(source.x.std()), rel=0.02)
     with pytest.raises(ValueError, match="resolve"):
-        build.model(config, SPEC)
+        factory.model(config, SPEC)
 
 
 def test_every_local_source_opens(tmp_path):
@@ -174,7 +174,7 @@ def test_every_local_source_opens(tmp_path):
         "toy2d": C.DataConfig(kind="toy2d", name="moons", num=5),
         "vectors": C.DataConfig(kind="vectors", num=5, length=7),
     }
-    shapes = {name: build.source(config).spec.shape for name, config in made.items()}
+    shapes = {name: factory.source(config).spec.shape for name, config in made.items()}
     assert shapes == {
         "digits": (8, 8, 1),
         "npz": (6, 6, 1),
@@ -185,13 +185,13 @@ def test_every_local_source_opens(tmp_path):
     }
     for kind in ("npz", "folder", "csv", "audio"):
         with pytest.raises(ValueError, match="--data.path"):
-            build.source(C.DataConfig(kind=kind))
+            factory.source(C.DataConfig(kind=kind))
     with pytest.raises(ValueError, match="--data.split|train, test and all"):
-        build.source(C.DataConfig(kind="digits", split="tset"))
+        factory.source(C.DataConfig(kind="digits", split="tset"))
 
 
 def test_networks_that_do_not_fit_the_data_are_named():
     with pytest.raises(ValueError, match="'ddpm_unet' is for images"):
-        build.model(dataclasses.replace(BASE, network=C.DDPMUNetConfig()), SPEC)
+        factory.model(dataclasses.replace(BASE, network=C.DDPMUNetConfig()), SPEC)
     with pytest.raises(ValueError, match="no labels"):
-        build.model(with_section("data", condition="label"), SPEC)
+        factory.model(with_section("data", condition="label"), SPEC)

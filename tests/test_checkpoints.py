@@ -13,9 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import checkpoint_digests as digests
 from jaxdiff import checkpoints as ckpt
 from jaxdiff import sharding, training
+from jaxdiff.checkpoints import digests
 from jaxdiff.typing import Mean
 
 ROOT = pathlib.Path(__file__).parents[1]

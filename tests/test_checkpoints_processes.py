@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff import checkpoint_digests as digests
 from jaxdiff import checkpoints as ckpt
+from jaxdiff.checkpoints import digests
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff.communication import Collective, collectives, format_collectives, total_sent
+from jaxdiff.runtime.collectives import Collective, collectives, format_collectives, total_sent
 
 
 def compiled(body, split, *, out=None, shape=(16, 8)):

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdiff import compilation
+from jaxdiff.runtime import compilation
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 SECOND_START = """
 import sys, jax, jax.numpy as jnp
-from jaxdiff.compilation import compile_step, enable_cache
+from jaxdiff.runtime.compilation import compile_step, enable_cache
 if sys.argv[1] == "late":
     jax.jit(lambda x: x * 3)(1.0).block_until_ready()
     assert compile_step(jax.jit(lambda x: x * 5), 1.0).cache_hit is None

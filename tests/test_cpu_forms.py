@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxdiff.networks import attention, cpu, cpu_attention
-from jaxdiff.networks.attention import attend, attention_form
-from jaxdiff.networks.convolution import convolve, upsample_convolve, upsample_nearest
-from jaxdiff.networks.layers import Conv, GroupNorm
+from jaxdiff.networks.kernels import cpu_attention, cpu_convolution
+from jaxdiff.networks.kernels.attention import attend, attention_form
+from jaxdiff.networks.kernels.convolution import convolve, upsample_convolve, upsample_nearest
+from jaxdiff.networks.layers import Conv, GroupNorm, attention
 
 
 def plain(x, kernel, stride, padding):
@@ -223,6 +223,6 @@ def test_layers_on_one_cpu_compute_the_same(monkeypatch):
 
 
 def test_rows_are_folded_where_enough_are_left():
-    assert [cpu.fold_rows(n) for n in (1, 64, 127, 128, 130, 256, 254, 0)] == [1, 1, 1, 2, 2, 4, 2, 1]
+    assert [cpu_convolution.fold_rows(n) for n in (1, 64, 127, 128, 130, 256, 254, 0)] == [1, 1, 1, 2, 2, 4, 2, 1]
     x, bias = drawn((5, 52, 3), (3,), dtype=jnp.float32)
-    close(cpu.add_channelwise(x, bias), x + bias[None, None], 1e-7)
+    close(cpu_convolution.add_channelwise(x, bias), x + bias[None, None], 1e-7)

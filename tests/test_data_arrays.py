@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.data import DataError, arrays, csv, digits, gaussian_vectors, mixture, npz, toy2d
-from jaxdiff.data.synthetic import TOYS
+from jaxdiff.data.sources.synthetic import TOYS
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
 
@@ -105,7 +105,7 @@ def test_npz_refuses_pickles_damage_and_absence(tmp_path):
 def test_npy_is_read_and_a_large_one_is_mapped(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", IMAGES)
     read = npz(tmp_path / "a.npy")
-    monkeypatch.setattr("jaxdiff.data.memory.MAP_BYTES", 10)
+    monkeypatch.setattr("jaxdiff.data.sources.arrays.MAP_BYTES", 10)
     mapped = npz(tmp_path / "a.npy")
     assert isinstance(mapped.x, np.memmap) and not isinstance(read.x, np.memmap)
     assert read.fingerprint == arrays(IMAGES).fingerprint != mapped.fingerprint

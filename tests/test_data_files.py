@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from jaxdiff.data import ArraySource, DataError, FileSource, Source, audio, drain, folder
-from jaxdiff.data.images import ImageDecoder
-from jaxdiff.data.sound import WavDecoder
+from jaxdiff.data.sources.audio import WavDecoder
+from jaxdiff.data.sources.images import ImageDecoder
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)

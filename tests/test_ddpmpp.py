@@ -13,7 +13,7 @@ from references import tensors
 from jaxdiff.interop import WeightsError, edm, export_params, import_params
 from jaxdiff.networks import as_network, count_params, param_shapes
 from jaxdiff.networks.ddpmpp import DDPMpp, presets
-from jaxdiff.networks.resampling import BOX, FIR, downsample, upsample
+from jaxdiff.networks.layers.resample import BOX, FIR, downsample, upsample
 
 COND = {
     "label": LABEL["label"],

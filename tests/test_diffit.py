@@ -15,9 +15,9 @@ from jaxdiff.interop import diffit as interop
 from jaxdiff.networks import as_network, count_params, param_shapes
 from jaxdiff.networks import diffit as latent
 from jaxdiff.networks import diffit_image as image
-from jaxdiff.networks.depth import stack_blocks
 from jaxdiff.networks.diffit import DiffiT
 from jaxdiff.networks.diffit_image import DiffiTImage
+from jaxdiff.networks.layers.stack import stack_blocks
 
 ONE = {"label": jnp.zeros(1, jnp.int32)}
 FILE = pathlib.Path(__file__).parent / "references" / "diffit.npz"

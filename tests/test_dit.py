@@ -15,7 +15,7 @@ from jaxdiff.interop import WeightsError, export_params, import_params
 from jaxdiff.interop import dit as weights
 from jaxdiff.networks import as_network, count_params, param_shapes
 from jaxdiff.networks.dit import SIZES, DiT, presets
-from jaxdiff.networks.embeddings import grid_positions
+from jaxdiff.networks.layers.embeddings import grid_positions
 
 REFERENCES = pathlib.Path(__file__).parent / "references" / "dit.npz"
 

@@ -10,8 +10,10 @@ import pytest
 from conftest import CACHE
 from runs import ROOT, environment
 
-from jaxdiff import backends, cli, doctor
+from jaxdiff import doctor
 from jaxdiff.config import DataConfig, LossConfig, MLPConfig
+from jaxdiff.config.recipes import load_recipes
+from jaxdiff.runtime import backends
 
 NAMES = ["versions", "devices", "cache", "product", "product", "attention", "attention", "train step", "checkpoint"]
 
@@ -111,7 +113,7 @@ def test_an_idle_card_is_a_warning(hidden, plugins, advice, asked, monkeypatch, 
 
 
 def test_the_step_is_that_of_the_digits():
-    recipe = cli.load_recipes(ROOT / "configs")["digits"][1]
+    recipe = load_recipes(ROOT / "configs")["digits"][1]
     ours = doctor._config(1)
     assert (ours.data, ours.network, ours.loss, ours.optim) == (recipe.data, recipe.network, recipe.loss, recipe.optim)
     assert (ours.train.batch_size, ours.train.steps) == (recipe.train.batch_size, recipe.train.steps)

@@ -18,7 +18,7 @@ from jaxdiff.interop import WeightsError, export_params, import_params
 from jaxdiff.interop.edm2 import entries, module_from, resolution_from, uncertainty_from
 from jaxdiff.networks import as_network, count_params, init_params, param_shapes
 from jaxdiff.networks.edm2 import EDM2, EDM2Block, Uncertainty, presets
-from jaxdiff.networks.magnitude import (
+from jaxdiff.networks.layers.magnitude import (
     MPConv,
     MPFourier,
     MPLinear,

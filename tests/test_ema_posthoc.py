@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import quad
 
 from jaxdiff import ema
-from jaxdiff.ema_posthoc import (
+from jaxdiff.ema.posthoc import (
     combine,
     combine_each,
     posthoc_coefficients,

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from runs import ROOT, environment
 
-from jaxdiff import build, data, experiments, grids, metrics, schedules, viz
+from jaxdiff import data, experiments, factory, grids, metrics, schedules, viz
 from jaxdiff.checkpoints import Checkpoints
 from jaxdiff.config import (
     Config,
@@ -83,8 +83,8 @@ def folder(tmp_path_factory):
     """Runs whose networks return zero: under EDM preconditioning the exact denoiser of N(0, sigma_data^2)."""
     root = tmp_path_factory.mktemp("runs")
     for name, config in CONFIGS.items():
-        source = build.source(config.data)
-        shapes = build.param_shapes(build.model(config, source.spec))
+        source = factory.source(config.data)
+        shapes = factory.param_shapes(factory.model(config, source.spec))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         shift, scale = SCALES.get(name, (127.5, 127.5))
         meta = {
@@ -163,7 +163,7 @@ def test_fresh_vectors_are_not_the_training_set_and_the_few_are_the_first_of_the
     np.testing.assert_array_equal(few.true, more.true[:3])
     np.testing.assert_allclose(few.predicted, more.predicted[:3], atol=1e-5)
     clean = np.random.default_rng([0, 1]).standard_normal((3, 50)) * 10
-    assert not np.isclose(build.source(VECTORS, seed=0)[0]["x"], clean[0]).any()
+    assert not np.isclose(factory.source(VECTORS, seed=0)[0]["x"], clean[0]).any()
 
 
 def gaussian_std(settings, sigmas, spread):
@@ -214,7 +214,7 @@ def test_the_knob_study_writes_curves_and_labelled_rows(folder, command, tmp_pat
     sigmas = grids.uniform_time(schedules.Linear(num_steps=1000), 20)
     expected = gaussian_std(settings, np.asarray(sigmas, np.float64), 0.5)
     np.testing.assert_allclose([r["diversity"] for r in values["settings"]], expected, rtol=4 / math.sqrt(2 * 1024))
-    images = np.stack([example["x"] for example in build.source(CONFIGS["digits"].data)]) / 127.5 - 1
+    images = np.stack([example["x"] for example in factory.source(CONFIGS["digits"].data)]) / 127.5 - 1
     assert values["real"]["diversity"] == pytest.approx(metrics.sample_diversity(images), rel=1e-5)
     assert values["real"]["high_frequency_energy"] == pytest.approx(metrics.high_frequency_energy(images), rel=1e-5)
     assert Image.open(out).size[0] > 400

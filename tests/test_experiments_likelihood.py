@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import build, data, likelihood, schedules
+from jaxdiff import data, factory, likelihood, schedules
 from jaxdiff.config import Config, DataConfig, DDPMUNetConfig, ParameterizationConfig, SampleConfig
 from jaxdiff.experiments import cli, report, study_likelihood
 from jaxdiff.sampling import TrainedRun
@@ -34,7 +34,7 @@ def gaussian(x, sigma, cond=None):
 @pytest.fixture
 def run():
     """A run without training: a network of zeros, which the EDM preconditioning makes exact for N(0, STD^2)."""
-    model = build.model(CONFIG, build.source(CONFIG.data).spec)
+    model = factory.model(CONFIG, factory.source(CONFIG.data).spec)
 
     def network(params, x, noise_cond, cond=None, key=None):
         assert cond is not None and cond["label"].shape == x.shape[:1]
@@ -50,7 +50,7 @@ def test_bits_per_dim_of_a_gaussian_model_are_the_closed_form(run, monkeypatch, 
     assert cli.main(["likelihood", "somewhere", *options]) == 0
     out, words = capsys.readouterr()
     values = json.loads(out)
-    source = build.source(dataclasses.replace(CONFIG.data, split="test"))
+    source = factory.source(dataclasses.replace(CONFIG.data, split="test"))
     chosen = np.random.default_rng(4).permutation(len(source))[:12]
     x = np.stack([source[int(i)]["x"] for i in chosen]) / 127.5 - 1
     square = (x**2).reshape(12, -1).mean(1) + (1 / 127.5) ** 2 / 12

@@ -12,17 +12,9 @@ import optax
 import pytest
 from PIL import Image
 
-from jaxdiff import build, data, experiments
+from jaxdiff import data, experiments, factory
 from jaxdiff.checkpoints import Checkpoints, restore_params
-from jaxdiff.config import (
-    Config,
-    DataConfig,
-    DiTConfig,
-    OptimConfig,
-    ParameterizationConfig,
-    SampleConfig,
-    to_dict,
-)
+from jaxdiff.config import Config, DataConfig, DiTConfig, OptimConfig, ParameterizationConfig, SampleConfig, to_dict
 from jaxdiff.experiments import cli, common
 from jaxdiff.sampling import load_run
 from jaxdiff.training import init_state, make_train_step
@@ -51,10 +43,10 @@ class Counter(NamedTuple):
 
 def train(folder, config, *, steps, every):
     """A run of the real train step, with a loss that needs no network."""
-    source = build.source(config.data)
-    model = build.model(config, source.spec)
-    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), build.param_shapes(model))
-    tx, (average, tracks) = optax.sgd(0.1), build.averages(config)
+    source = factory.source(config.data)
+    model = factory.model(config, source.spec)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), factory.param_shapes(model))
+    tx, (average, tracks) = optax.sgd(0.1), factory.averages(config)
     state = init_state(params, tx, loss=noisy_loss, batch={}, tracks=list(tracks))
     step = make_train_step(noisy_loss, tx, ema_decay=average, tracks=tracks)
     meta = {
@@ -88,7 +80,7 @@ def command(monkeypatch, capsys):
 
 
 def tracked(folder, name):
-    shapes = build.param_shapes(load_run(folder).model)
+    shapes = factory.param_shapes(load_run(folder).model)
     return restore_params(folder / "checkpoints", {n: shapes for n in ("std_0.1", "std_0.075")}, name="tracks")[name]
 
 

@@ -24,9 +24,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from runs import TINY, assert_same_run, command, environment, log_lines, run
 
-from jaxdiff import checkpoint_digests as digests
-from jaxdiff import checkpoint_files as files
 from jaxdiff import checkpoints as ckpt
+from jaxdiff.checkpoints import digests
+from jaxdiff.checkpoints import layout as files
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
 

@@ -14,14 +14,14 @@ from references import tensors
 
 from jaxdiff.interop import WeightsError, export_params, hdit, import_params
 from jaxdiff.networks import as_network, count_params, param_shapes
-from jaxdiff.networks.hdit import HDiT, Level, presets
-from jaxdiff.networks.hdit_attention import (
+from jaxdiff.networks.blocks.grid_attention import (
     axial_angles,
     global_attention,
     neighborhood_attention,
     rotate,
     window_attention,
 )
+from jaxdiff.networks.hdit import HDiT, Level, presets
 
 REFERENCES = pathlib.Path(__file__).parent / "references" / "hdit.npz"
 AUGMENT = {"augment": jnp.sin(jnp.arange(BATCH * 9.0)).reshape(BATCH, 9)}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from jaxdiff.networks import positional_encoding, sinusoidal_embedding
-from jaxdiff.networks.attention import LinearAttention, SelfAttention, TokenAttention
 from jaxdiff.networks.layers import (
     Conv,
     GroupNorm,
@@ -20,6 +19,7 @@ from jaxdiff.networks.layers import (
     space_to_depth,
     upsample_nearest,
 )
+from jaxdiff.networks.layers.attention import LinearAttention, SelfAttention, TokenAttention
 
 # Compile time dominates here.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxdiff import outputs
-from jaxdiff.outputs.files import replacing
+from jaxdiff.outputs.atomic import replacing
 
 RNG = np.random.default_rng(0)
 META = {

@@ -28,7 +28,7 @@ def test_import_pulls_in_nothing_heavy():
     code = (
         "import sys, jaxdiff, jaxdiff.schedules, jaxdiff.losses, jaxdiff.samplers, jaxdiff.guidance, jaxdiff.networks, "
         "jaxdiff.data, jaxdiff.training, "
-        f"jaxdiff.likelihood, jaxdiff.editing, jaxdiff.convenience; print([m for m in {HEAVY!r} if m in sys.modules])"
+        f"jaxdiff.likelihood, jaxdiff.editing, jaxdiff.factory; print([m for m in {HEAVY!r} if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert out.stdout.strip() == "[]"

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from runs import TINY, assert_same_run, command, environment, log_lines, run, saved_arrays
 
-from jaxdiff import distributed, stopping
-from jaxdiff.stopping import ExitCode
+from jaxdiff import distributed
+from jaxdiff.runtime import stopping
+from jaxdiff.runtime.stopping import ExitCode
 
 STEPS, PEER_TIMEOUT = 70, 6
 TIMEOUTS = ("--join-timeout=60", f"--peer-timeout={PEER_TIMEOUT}")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from runs import run
 
-from jaxdiff import build, data, guidance
 from jaxdiff import config as C
-from jaxdiff.build.model import NETWORKS
-from jaxdiff.cli import load_recipes
+from jaxdiff import data, factory, guidance
+from jaxdiff.config.recipes import load_recipes
+from jaxdiff.factory.networks import NETWORKS
 from jaxdiff.networks import count_params
-from jaxdiff.networks.presets import markdown, presets, rows
+from jaxdiff.networks.table import markdown, presets, rows
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = load_recipes(ROOT / "configs")
@@ -63,27 +63,27 @@ def test_the_table_has_every_network_and_counts_what_xla_computes():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_recipe_builds_and_its_loss_has_gradients(name):
     config = RECIPES[name][1]
-    source = build.stand_in(config.data)
+    source = factory.stand_in(config.data)
     assert source is not None
-    config = build.resolve(config, 0.5)
-    model = build.model(config, source.spec)
-    loss = build.loss(config, model)
-    shapes = build.param_shapes(model)
+    config = factory.resolve(config, 0.5)
+    model = factory.model(config, source.spec)
+    loss = factory.loss(config, model)
+    shapes = factory.param_shapes(model)
     cond = {k: jnp.zeros((2, *np.shape(v)), np.asarray(v).dtype) for k, v in model.null_cond.items() if k != "augment"}
     batch = {"x": jnp.zeros((2, *source.spec.shape)), "cond": cond}
     grads = jax.eval_shape(jax.grad(lambda params: loss(params, batch, jax.random.key(0))[0]), shapes)
     assert jax.tree.structure(grads) == jax.tree.structure(shapes)
     keys = jax.random.split(jax.random.key(0), 2)
-    draw = build.draw(config, model, guided=config.loss.cond_dropout > 0)
-    sigmas = build.grid(config)
+    draw = factory.draw(config, model, guided=config.loss.cond_dropout > 0)
+    sigmas = factory.grid(config)
     assert jax.eval_shape(draw, shapes, keys, sigmas, cond or None, jnp.float32(1)).shape == (2, *source.spec.shape)
 
 
 def test_the_latent_recipe_is_the_published_network():
     config = RECIPES["diffit-imagenet256-latent"][1]
-    source = build.stand_in(config.data)
+    source = factory.stand_in(config.data)
     assert source is not None
-    assert count_params(build.param_shapes(build.model(config, source.spec))) == 561_035_232
+    assert count_params(factory.param_shapes(factory.model(config, source.spec))) == 561_035_232
 
 
 @pytest.mark.parametrize("kind", ["uncertainty", "hybrid", "vlb"])
@@ -101,10 +101,10 @@ def test_objectives_train_and_sample(kind):
         ),
     )
     spec = data.DataSpec("image", (4, 4, 1), num_classes=3)
-    model = build.model(config, spec)
-    params = build.init_params(model, jax.random.key(0))
+    model = factory.model(config, spec)
+    params = factory.init_params(model, jax.random.key(0))
     batch = {"x": jnp.zeros((4, 4, 4, 1)), "cond": {"label": jnp.array([0, 1, 2, 3], jnp.int32)}}
-    loss = build.loss(config, model)
+    loss = factory.loss(config, model)
     if kind == "vlb":
         key = jax.random.key(1)
         value, metrics, seen = loss.evaluate(params, loss.draw(batch, key, loss.initial), key)
@@ -113,18 +113,18 @@ def test_objectives_train_and_sample(kind):
     else:
         value, metrics = loss(params, batch, jax.random.key(1))
     assert np.isfinite(float(value)) and metrics
-    draw = jax.jit(build.draw(config, model, guided=True))
+    draw = jax.jit(factory.draw(config, model, guided=True))
     keys = jax.random.split(jax.random.key(0), 4)
-    drawn = draw(params, keys, build.grid(config), batch["cond"], jnp.float32(2))
+    drawn = draw(params, keys, factory.grid(config), batch["cond"], jnp.float32(2))
     assert drawn.shape == (4, 4, 4, 1) and bool(jnp.isfinite(drawn).all())
 
 
 def test_a_learned_variance_is_refused_where_nothing_predicts_it():
     config = C.Config(name="x", sample=C.SampleConfig(sampler="ddpm", variance="learned"))
-    config = build.resolve(config, 0.5)
-    model = build.model(config, data.DataSpec("image", (8, 8, 1)))
+    config = factory.resolve(config, 0.5)
+    model = factory.model(config, data.DataSpec("image", (8, 8, 1)))
     with pytest.raises(ValueError, match="needs a network that predicts it: loss.kind hybrid or vlb, not 'denoising'"):
-        build.draw(config, model, guided=False)
+        factory.draw(config, model, guided=False)
     with pytest.raises(ValueError, match="needs a schedule of steps, not 'vp'"):
         other = dataclasses.replace(
             config,
@@ -132,7 +132,7 @@ def test_a_learned_variance_is_refused_where_nothing_predicts_it():
             schedule=C.ScheduleConfig(kind="vp"),
             loss=C.LossConfig(kind="hybrid"),
         )
-        build.loss(other, build.model(other, data.DataSpec("image", (8, 8, 1))))
+        factory.loss(other, factory.model(other, data.DataSpec("image", (8, 8, 1))))
     with pytest.raises(ValueError, match="belongs to hybrid and vlb"):
         C.LossConfig(resampling=True)
 

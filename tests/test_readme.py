@@ -8,8 +8,8 @@ import typing
 
 import pytest
 
-from jaxdiff.cli import load_recipes
 from jaxdiff.config import Config
+from jaxdiff.config.recipes import load_recipes
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

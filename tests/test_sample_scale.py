@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from runs import command, environment
 
-from jaxdiff import build, data, outputs, sampling
 from jaxdiff import config as C
+from jaxdiff import data, factory, outputs, sampling
 from jaxdiff.checkpoints import Checkpoints
 from jaxdiff.outputs import Shard
 from jaxdiff.sampling import Part, Request, drawing, session, writing
@@ -41,9 +41,9 @@ IMAGES = dataclasses.replace(
 def make_run(config):
     image = config.name == "images"
     spec = data.DataSpec("image", (8, 8, 1), num_classes=3) if image else data.DataSpec("array", (2,))
-    model = build.model(config, spec)
+    model = factory.model(config, spec)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda s: 0.3 * rng.standard_normal(s.shape).astype(s.dtype), build.param_shapes(model))
+    params = jax.tree.map(lambda s: 0.3 * rng.standard_normal(s.shape).astype(s.dtype), factory.param_shapes(model))
     normalizer = data.image_normalizer() if image else data.Normalizer(1.0, 2.0)
     return sampling.TrainedRun(config, model, params, normalizer, 4, "ema")
 
@@ -177,7 +177,7 @@ def test_images_come_back_and_train_again(tmp_path, form):
     draw(run, tmp_path / "png", format="png", shard_size=10)
     expected = outputs.read_pngs(tmp_path / "png", range(25), seed=3)
     kind, pattern = ("npz", "samples_seed3_*.npz") if form == "shards" else ("array_record", "")
-    found = build.source(C.DataConfig(kind=kind, path=str(tmp_path / pattern)))
+    found = factory.source(C.DataConfig(kind=kind, path=str(tmp_path / pattern)))
     assert len(found) == 25 and found.spec.num_classes == 3 and found.spec.kind == "image"
     x, label = found.gather(np.arange(25))["x"], found.gather(np.arange(25))["label"]
     if form == "shards":

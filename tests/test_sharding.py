@@ -6,8 +6,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxdiff import sharding
-from jaxdiff.communication import collectives
 from jaxdiff.networks import EDM2, DiT, ToyUNet, init_params, param_shapes
+from jaxdiff.runtime.collectives import collectives
 
 SHAPE = (1, 8, 8, 3)
 
@@ -189,12 +189,12 @@ def test_nobody_holds_a_whole_network_while_it_is_drawn():
 
 
 def test_what_is_too_long_for_32_bits_is_positioned_in_pieces():
-    from jaxdiff.networks import drawing
+    from jaxdiff.networks.layers import draw
 
     # Rows 2 and 3 of an array whose rows have 3 * 2^31 entries each.
     shape, part = (4, 3, 2**31), (2, 3, 2**31)
-    start = drawing._start(shape, part, [("fsdp",), (), ()], {"fsdp": np.array([0, 1])}, {"fsdp": 2})
-    pieces = drawing._pieces(start + np.uint64(5), part, shape)
+    start = draw._start(shape, part, [("fsdp",), (), ()], {"fsdp": np.array([0, 1])}, {"fsdp": 2})
+    pieces = draw._pieces(start + np.uint64(5), part, shape)
     assert [piece.start.tolist() for piece in pieces] == [
         [5 + row * 3 * 2**31 + begin * 2**31 + 6 * 2**31 * d for d in (0, 1)] for row in (0, 1) for begin in (0, 2)
     ]
@@ -202,17 +202,17 @@ def test_what_is_too_long_for_32_bits_is_positioned_in_pieces():
 
 
 def test_positions_beyond_32_bits_give_the_entries_that_jax_would():
-    from jaxdiff.networks import drawing
+    from jaxdiff.networks.layers import draw
 
     key, begin = jax.random.key(3), 2**32 - 5
-    piece = drawing._Piece(np.array([begin], np.uint64), (10,), (1,))
+    piece = draw._Piece(np.array([begin], np.uint64), (10,), (1,))
     words = jax.random.key_data(key)
-    got = drawing._drawn(words, [piece], jnp.int32(0), drawing._uniform)
+    got = draw._drawn(words, [piece], jnp.int32(0), draw._uniform)
     high, low = np.uint32([0] * 5 + [1] * 5), (np.arange(10, dtype=np.uint64) + np.uint64(begin)).astype(np.uint32)
     from jax.extend.random import threefry2x32_p
 
     one, two = threefry2x32_p.bind(words[0], words[1], jnp.asarray(high), jnp.asarray(low))
-    np.testing.assert_array_equal(got, drawing._uniform(one ^ two))
+    np.testing.assert_array_equal(got, draw._uniform(one ^ two))
 
 
 def test_keys_of_another_kind_are_drawn_whole_and_alike():

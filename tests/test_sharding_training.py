@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from jaxdiff import sharding
-from jaxdiff.communication import collectives, total_sent
 from jaxdiff.networks import EDM2, DiT, ToyUNet, as_network, init_params, normalize_weights
+from jaxdiff.runtime.collectives import collectives, total_sent
 from jaxdiff.training import init_state, make_train_step
 
 SHAPE = (16, 8, 8, 3)

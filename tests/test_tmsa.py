@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from network_suite import perturbed, quick_jit
 
-from jaxdiff.networks.tmsa import TMSA, DiffiTBlock, TimeToken, merge_windows, relative_bias, split_windows
+from jaxdiff.networks.blocks.tmsa import TMSA, DiffiTBlock, TimeToken, merge_windows, relative_bias, split_windows
 
 X = jax.random.normal(jax.random.key(0), (2, 4, 6, 6))
 LABEL = jnp.array([1, 3], jnp.int32)

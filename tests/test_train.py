@@ -192,7 +192,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
 
 
 def test_recipes_are_documented():
-    from jaxdiff.cli import load_recipes
+    from jaxdiff.config.recipes import load_recipes
 
     recipes = load_recipes(ROOT / "configs")
     assert {"digits", "toy2d", "vectors", "context", "playground-toy", "playground-ddpm", "mnist"} <= recipes.keys()

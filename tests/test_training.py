@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import sharding, stopping, training
+from jaxdiff import sharding, training
+from jaxdiff.runtime import stopping
 from jaxdiff.typing import Mean, StagedLoss
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -339,7 +340,7 @@ def test_decay_without_a_length_and_reserved_metric_names_are_refused():
 
 WAITER = """
 import sys, time
-from jaxdiff.stopping import ExitCode, StopSignal
+from jaxdiff.runtime.stopping import ExitCode, StopSignal
 with StopSignal() as stop:
     print("ready", flush=True)
     steps = 0

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import build, ema, training
 from jaxdiff import config as C
+from jaxdiff import ema, factory, training
 from jaxdiff.typing import StagedLoss
 
 KEY = jax.random.key(0)
@@ -93,7 +93,7 @@ def test_the_inverse_root_falls_after_its_start():
 
 def test_averages_of_a_configuration():
     def averages(**fields):
-        return build.averages(C.Config(name="x", optim=C.OptimConfig(**fields), train=C.TrainConfig(batch_size=100)))
+        return factory.averages(C.Config(name="x", optim=C.OptimConfig(**fields), train=C.TrainConfig(batch_size=100)))
 
     n = jnp.int32(50)
     first, others = averages(ema_stds=(0.05, 0.1))

@@ -13,7 +13,7 @@ from references import tensors
 
 from jaxdiff.interop import WeightsError, export_params, import_params, lucidrains
 from jaxdiff.networks import as_network, count_params, param_shapes, unet, unet1d
-from jaxdiff.networks.rms_blocks import MemoryAttention, MemoryLinearAttention
+from jaxdiff.networks.blocks.lucidrains_unet import MemoryAttention, MemoryLinearAttention
 from jaxdiff.networks.unet import Unet
 from jaxdiff.networks.unet1d import Unet1D
 

@@ -6,11 +6,11 @@ import struct
 import numpy as np
 import pytest
 
-from jaxdiff import writers
+from jaxdiff.run import logs
 
 
 def write_lines(path, steps, resume_step=0):
-    log = writers.JsonLog(path, resume_step=resume_step)
+    log = logs.JsonLog(path, resume_step=resume_step)
     for step in steps:
         log.write(step, {"loss": np.float32(1 / step), "bin_0": float("nan"), "note": "x", "skipped": 0})
     log.close()
@@ -56,7 +56,7 @@ def test_starting_anew_empties_and_a_foreign_file_is_refused(tmp_path):
     assert len(path.read_text().splitlines()) == 1
     path.write_text("hello\n")
     with pytest.raises(ValueError, match=r"line 1 is not a line of this log: b'hello'"):
-        writers.JsonLog(path, resume_step=3)
+        logs.JsonLog(path, resume_step=3)
     assert path.read_text() == "hello\n"
 
 
@@ -75,7 +75,7 @@ def read_events(folder):
 
 
 def test_tensorboard_files_hold_the_scalars_and_purge_on_resume(tmp_path):
-    log = writers.TensorBoardLog(tmp_path)
+    log = logs.TensorBoardLog(tmp_path)
     log.write(5, {"loss": 0.25, "bin_1": float("nan"), "note": "x"})
     log.image(5, "samples", np.zeros((4, 6, 3), np.uint8))
     with pytest.raises(ValueError, match="uint8"):
@@ -85,7 +85,7 @@ def test_tensorboard_files_hold_the_scalars_and_purge_on_resume(tmp_path):
     assert [(s, t) for s, t, _ in values] == [(5, "loss"), (5, "samples")]
     assert values[0][2].simple_value == 0.25
     assert (values[1][2].image.height, values[1][2].image.width) == (4, 6)
-    log = writers.TensorBoardLog(tmp_path / "again", resume_step=3)
+    log = logs.TensorBoardLog(tmp_path / "again", resume_step=3)
     log.write(4, {"loss": 1.0})
     log.close()
     starts = [e.step for e in read_events(tmp_path / "again") if e.HasField("session_log")]
@@ -99,9 +99,9 @@ class Terminal(io.StringIO):
 
 def test_progress_counts_from_the_resumed_step(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(writers.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(logs.time, "monotonic", lambda: clock[0])
     out = io.StringIO()
-    bar = writers.Progress(100, initial=40, batch=8, every_seconds=10.0, stream=out)
+    bar = logs.Progress(100, initial=40, batch=8, every_seconds=10.0, stream=out)
     for step in range(41, 61):
         clock[0] += 1.0
         bar.update(step, {"loss": 0.5} if step == 50 else None)
@@ -112,12 +112,12 @@ def test_progress_counts_from_the_resumed_step(monkeypatch):
         "step 60/100, loss 0.5, 8 images/s, 0:00:40 left",
     ]
     with pytest.raises(ValueError, match="got 5, 3, 1"):
-        writers.Progress(3, initial=5)
+        logs.Progress(3, initial=5)
 
 
 def test_progress_is_a_bar_on_a_terminal():
     out = Terminal()
-    bar = writers.Progress(4, batch=2, stream=out)
+    bar = logs.Progress(4, batch=2, stream=out)
     for step in range(1, 5):
         bar.update(step, {"loss": 0.5})
     bar.close()
@@ -125,10 +125,10 @@ def test_progress_is_a_bar_on_a_terminal():
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(logs.jax, "process_index", lambda: 1)
     out = io.StringIO()
-    log, board = writers.JsonLog(tmp_path / "log"), writers.TensorBoardLog(tmp_path / "board")
-    bar = writers.Progress(2, every_seconds=0.0, stream=out)
+    log, board = logs.JsonLog(tmp_path / "log"), logs.TensorBoardLog(tmp_path / "board")
+    bar = logs.Progress(2, every_seconds=0.0, stream=out)
     for writer in (log, board):
         writer.write(1, {"loss": 1.0})
     bar.update(1)
@@ -141,8 +141,8 @@ def test_messages_go_to_stderr_once(capsys):
     logger = logging.getLogger("jaxdiff")
     before = (logger.level, logger.propagate, list(logger.handlers), logging.getLogger("absl").level)
     try:
-        writers.configure_logging()
-        writers.configure_logging()
+        logs.configure_logging()
+        logs.configure_logging()
         logger.info("hello")
         captured = capsys.readouterr()
         assert captured.err.count("hello") == 1 and not captured.out

@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from jaxdiff import cli
 from jaxdiff.config import Config, DDPMppConfig, DiffiTImageConfig, DiTConfig
+from jaxdiff.config.recipes import load_recipes
 
 __all__ = ["LEVERS", "NETWORKS", "ROOT", "Trial", "configured", "recipe"]
 
@@ -122,7 +122,7 @@ LEVERS: tuple[dict[str, Any], ...] = (
 
 def recipe(name: str) -> Config:
     """A recipe of the folder ``configs``."""
-    return cli.load_recipes(ROOT / "configs")[name][1]
+    return load_recipes(ROOT / "configs")[name][1]
 
 
 def configured(trial: Trial) -> Config:

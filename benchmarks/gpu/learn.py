@@ -11,7 +11,7 @@ from benchmarks.common import Output
 from benchmarks.gpu.cases import Trial, configured
 from benchmarks.gpu.speed import prepare, sampler_of, settle, write_image
 from jaxdiff import sharding, viz
-from jaxdiff.runs import first_state
+from jaxdiff.run.training import first_state
 from jaxdiff.training import read_tally, reset_tally
 
 __all__ = ["WORKS"]

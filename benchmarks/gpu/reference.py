@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gpu.cases import recipe
-from jaxdiff import build, data, grids, samplers
 from jaxdiff import config as C
-from jaxdiff.build.samplers import SAMPLERS, make_sampler
-from jaxdiff.compilation import compile_step
-from jaxdiff.runs import Run, batches, first_state, open_run
+from jaxdiff import data, factory, grids, samplers
+from jaxdiff.factory.samplers import SAMPLERS, make_sampler
+from jaxdiff.run.training import Run, batches, first_state, open_run
+from jaxdiff.runtime.compilation import compile_step
 from jaxdiff.training import read_tally, reset_tally
 
 __all__ = ["GRADIENTS", "RUNS", "TINY", "first_losses", "load", "network_outputs", "sampler_ends", "tiny_run"]
@@ -110,7 +110,7 @@ def _normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
 
 
-def _parameters(model: build.Model) -> Any:
+def _parameters(model: factory.Model) -> Any:
     """Parameters of useful size, none of them 0, from their names."""
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -119,10 +119,10 @@ def _parameters(model: build.Model) -> Any:
             return _normal(name, leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]), dtype=np.float32)
         return np.float32(name.endswith(("scale']", "sharpness']"))) + np.float32(0.1) * _normal(name, leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(draw, build.param_shapes(model))
+    return jax.tree_util.tree_map_with_path(draw, factory.param_shapes(model))
 
 
-def tiny_model(name: str, dtype: str) -> build.Model:
+def tiny_model(name: str, dtype: str) -> factory.Model:
     """The small network of a kind."""
     case = TINY[name]
     config = C.Config(
@@ -132,10 +132,10 @@ def tiny_model(name: str, dtype: str) -> build.Model:
         parameterization=C.ParameterizationConfig(sigma_data=0.5),
         runtime=C.RuntimeConfig(dtype=dtype),  # pyright: ignore[reportArgumentType]
     )
-    return build.model(config, case.spec)
+    return factory.model(config, case.spec)
 
 
-def _arguments(name: str, model: build.Model) -> tuple[Any, ...]:
+def _arguments(name: str, model: factory.Model) -> tuple[Any, ...]:
     rows, spec = 2, TINY[name].spec
     cond = {"label": np.array([1, 2], np.int32)} if model.condition == "label" else {}
     cond |= {"context": np.eye(2, 3, dtype=np.float32)} if model.condition == "context" else {}

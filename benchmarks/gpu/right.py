@@ -24,8 +24,8 @@ from benchmarks.gpu import reference
 from benchmarks.gpu.cases import ROOT, recipe
 from jaxdiff.checkpoints import Checkpoints
 from jaxdiff.networks import plain_forms
-from jaxdiff.networks.attention import attend, attention_form
-from jaxdiff.runs import Run, open_run
+from jaxdiff.networks.kernels.attention import attend, attention_form
+from jaxdiff.run.training import Run, open_run
 
 __all__ = ["WORKS", "same_run"]
 

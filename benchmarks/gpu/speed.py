@@ -20,11 +20,13 @@ import numpy as np
 from benchmarks.common import Output
 from benchmarks.gpu import trace
 from benchmarks.gpu.cases import NETWORKS, Trial, configured
-from jaxdiff import build, planning
-from jaxdiff.compilation import Compiled, compile_step, compiler_options, enable_cache
+from jaxdiff import factory
 from jaxdiff.config import Config
 from jaxdiff.networks import count_params
-from jaxdiff.runs import Run, batches, first_state, model_flops, open_run
+from jaxdiff.run.plan import model_flops
+from jaxdiff.run.training import Run, batches, first_state, open_run
+from jaxdiff.runtime import cost
+from jaxdiff.runtime.compilation import Compiled, compile_step, compiler_options, enable_cache
 from jaxdiff.training import read_tally
 
 __all__ = ["WORKS", "Ready", "cached", "prepare", "sampler_of", "settle", "time_groups", "write_image"]
@@ -94,12 +96,12 @@ def sampler_of(run: Run, params: Any, count: int, seed: int = 0) -> tuple[Compil
     config, model = run.config, run.model
     classes = max(model.spec.num_classes, 1)
     keys = jax.random.split(jax.random.key(seed), count)
-    cond = build.conditioning(model, np.arange(count) % classes if model.null_cond else None, count)
+    cond = factory.conditioning(model, np.arange(count) % classes if model.null_cond else None, count)
     draw = jax.jit(
-        build.draw(config, model, guided=False),
-        compiler_options=compiler_options("conv" if build.conv_network(config.network) else "dense") or None,
+        factory.draw(config, model, guided=False),
+        compiler_options=compiler_options("conv" if factory.conv_network(config.network) else "dense") or None,
     )
-    rest = (keys, build.grid(config), cond, jnp.float32(1.0))
+    rest = (keys, factory.grid(config), cond, jnp.float32(1.0))
     compiled = compile_step(draw, params, *rest)
     return compiled, lambda params: compiled.call(params, *rest)
 
@@ -157,7 +159,7 @@ def measure(request: dict[str, Any], out: Output) -> None:
         fields |= {"images_per_s": trial.batch / per_step} | memory_fields(ready.compiled)
         fields["loss"] = read_tally(holder[0])["loss"]
         flops = known.get("flops") or model_flops(ready.run)
-        peak = planning.measured_peak(trial.dtype)
+        peak = cost.measured_peak(trial.dtype)
         if flops:
             fields |= {"model_TFLOP": flops / 1e12, "peak_TFLOPs": peak / 1e12, "utilisation": flops / per_step / peak}
         fields["target"] = NETWORKS[trial.network].target
@@ -185,7 +187,7 @@ def peak(request: dict[str, Any], out: Output) -> None:
     """The dense products: what 100 % utilisation is."""
     del request
     for dtype in ("bfloat16", "float32"):
-        out.write("gpu/peak", f"dense product, {dtype}", planning.measured_peak(dtype) / 1e12, "TFLOP/s")
+        out.write("gpu/peak", f"dense product, {dtype}", cost.measured_peak(dtype) / 1e12, "TFLOP/s")
 
 
 def cached(request: dict[str, Any]) -> None:

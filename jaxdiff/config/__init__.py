@@ -4,8 +4,6 @@ A recipe is one ``Config``; ``build.py`` turns it into objects. Every field can 
 line (``--train.steps 500``), and the resolved configuration travels inside every checkpoint.
 """
 
-from jaxdiff.config.computing import MeshConfig, RuntimeConfig
-from jaxdiff.config.files import from_dict, from_json, to_dict, to_json
 from jaxdiff.config.networks import (
     ContextUnetConfig,
     DDPMUNetConfig,
@@ -30,6 +28,7 @@ from jaxdiff.config.published import (
     UnetConfig,
     UViTConfig,
 )
+from jaxdiff.config.runtime import MeshConfig, RuntimeConfig
 from jaxdiff.config.sections import (
     Config,
     DataConfig,
@@ -41,6 +40,7 @@ from jaxdiff.config.sections import (
     ScheduleConfig,
     TrainConfig,
 )
+from jaxdiff.config.serialization import from_dict, from_json, to_dict, to_json
 
 __all__ = [
     "UViTConfig",

@@ -1,18 +1,19 @@
 """Sources of examples, the map to model space, and batches in an order that can be resumed anywhere."""
 
-from jaxdiff.data.ahead import Store, ahead, device_store, fetcher, grouped, store_bytes
-from jaxdiff.data.files import FileSource
-from jaxdiff.data.images import folder
+from jaxdiff.data.device import Store, device_store, fetcher, store_bytes
 from jaxdiff.data.inputs import INPUTS, check_inputs, input_keys, null_inputs
-from jaxdiff.data.memory import ArraySource, arrays, npz
-from jaxdiff.data.named import TfdsSource, tfds_source
+from jaxdiff.data.loader import Batch, CondKind, Loader, check_batch, drain, flips, indices
 from jaxdiff.data.normalize import Normalizer, image_normalizer, make_normalizer, measured_std, to_uint8
-from jaxdiff.data.pipeline import Batch, CondKind, Loader, check_batch, drain, flips, indices
-from jaxdiff.data.records import array_record
-from jaxdiff.data.sound import audio
+from jaxdiff.data.prefetch import ahead, grouped
+from jaxdiff.data.sources.array_record import array_record
+from jaxdiff.data.sources.arrays import ArraySource, arrays, npz
+from jaxdiff.data.sources.audio import audio
+from jaxdiff.data.sources.csv import csv
+from jaxdiff.data.sources.files import FileSource
+from jaxdiff.data.sources.images import folder
+from jaxdiff.data.sources.synthetic import digits, gaussian_vectors, mixture, stand_in, toy2d
+from jaxdiff.data.sources.tfds import TfdsSource, tfds_source
 from jaxdiff.data.spec import DataError, DataSpec, Example, Source, fingerprint_of
-from jaxdiff.data.synthetic import digits, gaussian_vectors, mixture, stand_in, toy2d
-from jaxdiff.data.tables import csv
 
 __all__ = [
     "INPUTS",

@@ -7,9 +7,9 @@
 """
 
 from jaxdiff.editing.ddnm import ddnm_plus
-from jaxdiff.editing.edit import img2img, interpolate, invert, invert_fixed_point, sdedit, slerp
 from jaxdiff.editing.inpaint import repaint, repaint_schedule, replacement
 from jaxdiff.editing.inverse import ddnm, dps, dps_normalised, moment_matching, pigdm
+from jaxdiff.editing.noise_edits import img2img, interpolate, invert, invert_fixed_point, sdedit, slerp
 from jaxdiff.editing.operators import (
     LinearOperator,
     blur,

@@ -14,8 +14,8 @@ import tyro
 from jaxdiff import cli, data, outputs, viz
 from jaxdiff.experiments import denoise, digits, images, likelihood, points, posthoc, strips, variance_knob
 from jaxdiff.experiments.report import Folder, Picture, RunDir, open_run, report
+from jaxdiff.run.weights import require_new
 from jaxdiff.typing import require
-from jaxdiff.weights_only import require_new
 
 __all__ = ["main"]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxdiff import build
+from jaxdiff import factory
 from jaxdiff.experiments.common import estimate, real_examples
 from jaxdiff.sampling import TrainedRun
 from jaxdiff.typing import require
@@ -110,7 +110,7 @@ def _check(run: TrainedRun, noise_std: float, count: int, many: int) -> None:
 
 def _characterise(run: TrainedRun, noisy: Float[np.ndarray, "count length"]) -> tuple[float, float]:
     """Mean and deviation of unknown noise: what noisy vectors have more than the training data."""
-    source = build.source(run.config.data, seed=run.config.seed)
+    source = factory.source(run.config.data, seed=run.config.seed)
     training = real_examples(source).astype(np.float64)
     seen = noisy.astype(np.float64)
     return float(seen.mean() - training.mean()), math.sqrt(max(float(seen.var() - training.var()), 0.0))

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxdiff import build, data, metrics
+from jaxdiff import data, factory, metrics
 from jaxdiff.experiments.common import draw_samples, labels_in_turn, real_examples
 from jaxdiff.sampling import TrainedRun
 from jaxdiff.typing import require
@@ -44,7 +44,7 @@ def score_digits(run: TrainedRun, *, num: int = 500, seed: int = 0) -> dict[str,
     samples, labels = draw_samples(run, num, seed=seed), labels_in_turn(run, num)
     assert labels is not None  # condition is not "none"
     judged = metrics.agreement(metrics.fit_digits_classifier(seed=seed), samples, labels)
-    training = real_examples(build.source(section, seed=run.config.seed))
+    training = real_examples(factory.source(section, seed=run.config.seed))
     everything = real_examples(data.digits(split="all"))
     halves = [_halve(everything, np.random.default_rng([seed, i])) for i in range(SPLITS)]
     few = min(num, len(halves[0][0]))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxdiff import build, metrics
+from jaxdiff import factory, metrics
 from jaxdiff.experiments.common import draw_samples, labels_in_turn
 from jaxdiff.sampling import TrainedRun
 from jaxdiff.typing import require
@@ -39,7 +39,7 @@ def score_images(run: TrainedRun, *, num: int = 1000, seed: int = 0) -> dict[str
         f"the run {run.config.name!r} has data of kind {spec.kind!r} with condition {run.model.condition!r}: "
         "score-images needs a run on images with labels, such as the recipe mnist",
     )
-    source = build.source(dataclasses.replace(section, split="train"), seed=run.config.seed)
+    source = factory.source(dataclasses.replace(section, split="train"), seed=run.config.seed)
     require(10 <= num <= len(source) // 3, f"--num is {num}: use 10 to {len(source) // 3}, a third of the data")
     order = np.random.default_rng(seed).permutation(len(source))
     twin, reference, rest = np.split(order, [num, min(num + 10_000, (len(source) + num) // 2)])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxdiff import build, data, denoisers, likelihood, schedules, sharding
+from jaxdiff import data, denoisers, factory, likelihood, schedules, sharding
 from jaxdiff.experiments.common import jit_options, real_examples, replicated
 from jaxdiff.sampling import TrainedRun
 from jaxdiff.typing import Cond, Denoiser, Params, require
@@ -80,7 +80,7 @@ def study_likelihood(
         require(value >= least, f"--{name} is {value}: use at least {least}")
     require(bound_steps == 0 or bound_steps >= 2, f"--bound-steps is {bound_steps}: use 0 for none, or at least 2")
     section = dataclasses.replace(run.config.data, split=split, path=path or run.config.data.path)
-    source = build.source(section, seed=run.config.seed)
+    source = factory.source(section, seed=run.config.seed)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:num])
     labelled = run.model.condition != "none" and not unconditional
     flow = _flow(run, dequantisation, sigma_min=sigma_min, probes=probes, tolerance=tolerance)
@@ -192,7 +192,7 @@ def _measure(
         labels = np.stack([example["label"] for example in examples]) if labelled else None
         pixels = np.stack([np.asarray(example["x"]) for example in examples])
         keys = _streams(jnp.broadcast_to(jax.random.key(seed), (size,)), jnp.asarray(rows))
-        batch = jax.device_put((jnp.asarray(pixels), keys, build.conditioning(run.model, labels, size)), place)
+        batch = jax.device_put((jnp.asarray(pixels), keys, factory.conditioning(run.model, labels, size)), place)
         parts.append(jax.tree.map(np.asarray, compiled(run.params, *batch)))
     return {name: np.concatenate([part[name] for part in parts])[: len(chosen)] for name in parts[0]}
 
@@ -203,7 +203,7 @@ def _streams(keys: Array, index: Array | int) -> Array:
 
 def _moments(run: TrainedRun) -> tuple[np.ndarray, float]:
     """Mean image of the training data in model space and standard deviation about it, for the flow's prior."""
-    x = run.normalizer.encode(real_examples(build.source(run.config.data, seed=run.config.seed), MOMENT_EXAMPLES))
+    x = run.normalizer.encode(real_examples(factory.source(run.config.data, seed=run.config.seed), MOMENT_EXAMPLES))
     mean = x.mean(0)
     return mean, float(np.sqrt(np.square(x - mean).mean()))
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import build, checkpoints, viz, weights_only
-from jaxdiff.ema_posthoc import combine_each, posthoc_coefficients, posthoc_error
+from jaxdiff import checkpoints, factory, viz
+from jaxdiff.ema.posthoc import combine_each, posthoc_coefficients, posthoc_error
 from jaxdiff.experiments.digits import score_digits
 from jaxdiff.experiments.images import score_images
+from jaxdiff.run import weights
 from jaxdiff.sampling import TrainedRun, load_run
 from jaxdiff.typing import Params, require
 
@@ -152,7 +153,7 @@ def write_average(run: TrainedRun, folder: Path, out: Path, std: float, params: 
     kept = {name: meta[name] for name in ("spec", "normalizer", "data") if name in meta}
     optim = dataclasses.replace(run.config.optim, ema_stds=(std,))
     config = dataclasses.replace(run.config, optim=optim)
-    weights_only.write_weights(out, params, config, kept, step=run.step)
+    weights.write_weights(out, params, config, kept, step=run.step)
 
 
 def _open(run: TrainedRun, folder: Path) -> _Snapshots:
@@ -175,8 +176,8 @@ def _open(run: TrainedRun, folder: Path) -> _Snapshots:
         skipped == 0,
         f"{folder} skipped {skipped} steps whose loss was not finite: when its averages were updated is not known",
     )
-    names = tuple(build.averages(run.config)[1])
-    return _Snapshots(directory, steps, optim.ema_stds, names, build.param_shapes(run.model))
+    names = tuple(factory.averages(run.config)[1])
+    return _Snapshots(directory, steps, optim.ema_stds, names, factory.param_shapes(run.model))
 
 
 def _reconstruct(stored: _Snapshots, wanted: list[float]) -> tuple[dict[float, Params], dict[float, dict[str, float]]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
-from jaxdiff import build, viz
+from jaxdiff import factory, viz
 from jaxdiff.experiments.common import estimate, real_examples, replicated
 from jaxdiff.sampling import Request, TrainedRun, parse_labels, sample_batches
 from jaxdiff.typing import require
@@ -72,7 +72,7 @@ def reverse_states(run: TrainedRun, steps: int, *, count: int = 64, shown: int =
     run = replicated(run._replace(config=dataclasses.replace(run.config, sample=section)))
     request = Request(labels=parse_labels("", run.model), seed=seed, folder=pathlib.Path())
     drawn = [states for _, states in sample_batches(run, request, range(count), trajectory=True)]
-    states, sigmas = np.concatenate(drawn, axis=1), np.asarray(build.grid(run.config))
+    states, sigmas = np.concatenate(drawn, axis=1), np.asarray(factory.grid(run.config))
     first = states[:-1, :shown]
     flat = first.reshape(-1, *first.shape[2:])
     estimates = estimate(run, flat, np.repeat(sigmas[:-1], first.shape[1])).reshape(first.shape)
@@ -94,7 +94,7 @@ def denoising_pairs(run: TrainedRun, *, seed: int = 0) -> Pairs:
     """
     require_images(run)
     amounts = np.asarray(AMOUNTS)
-    source = build.source(run.config.data, seed=run.config.seed)
+    source = factory.source(run.config.data, seed=run.config.seed)
     clean = run.normalizer.encode(real_examples(source, len(amounts)))
     amounts = amounts[: len(clean)]
     rng = np.random.default_rng(seed)
@@ -124,7 +124,7 @@ def losses_by_epoch(run: TrainedRun, folder: pathlib.Path) -> list[dict[str, flo
     """
     log = viz.read_log(folder / "log.jsonl")
     require("mse" in log, f"{folder / 'log.jsonl'} has no 'mse', only {', '.join(sorted(log))}")
-    examples = len(build.source(run.config.data, seed=run.config.seed))
+    examples = len(factory.source(run.config.data, seed=run.config.seed))
     batch = run.config.train.batch_size
     return [
         {"step": int(step), "epoch": round(step * batch / examples, 3), "mse": value / 4}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from jaxdiff import build, data, grids, metrics, samplers, sharding
+from jaxdiff import data, factory, grids, metrics, samplers, sharding
 from jaxdiff.experiments.common import denoiser_of, jit_options, labels_in_turn, real_examples, replicated
 from jaxdiff.sampling import TrainedRun
 from jaxdiff.typing import Cond, Denoiser, Keys, Params, require
@@ -119,7 +119,7 @@ def study_knob(
     require(config.loss.noise == "normal", f"DDPM needs Gaussian noise; {config.name!r} has loss.noise uniform")
     require(num >= 2, f"--num is {num}: diversity needs at least 2 samples")
     run = replicated(run)
-    path = build.schedule(config.schedule)
+    path = factory.schedule(config.schedule)
     place = sharding.batch_sharding(sharding.make_mesh()) if num % jax.device_count() == 0 else None
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num))
     samples = draw_with_knobs(
@@ -129,11 +129,11 @@ def study_knob(
         grids.uniform_time(path, len(settings[0].factors), spacing="trailing"),
         settings,
         shape=spec.shape,
-        cond=build.conditioning(run.model, labels_in_turn(run, num), num),
+        cond=factory.conditioning(run.model, labels_in_turn(run, num), num),
         variance=config.sample.variance,
         options=jit_options(run),
     )
-    opened = build.source(config.data, seed=config.seed) if source is None else source
+    opened = factory.source(config.data, seed=config.seed) if source is None else source
     real = run.normalizer.encode(real_examples(opened, MOST_REAL))
     rows = [{"knob": s.name, "gamma": s.gamma} | _measure(x) for s, x in zip(settings, samples, strict=True)]
     steps = len(settings[0].factors)

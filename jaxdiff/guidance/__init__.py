@@ -13,14 +13,7 @@ from jaxdiff.guidance.classifier_free import cfg_rescale, classifier_free, negat
 from jaxdiff.guidance.combine import autoguidance, composed, inpaint, interval, keep_range
 from jaxdiff.guidance.evaluations import Nulls
 from jaxdiff.guidance.projected import adaptive_projected_guidance, cfg_zero_star
-from jaxdiff.guidance.scales import (
-    Scale,
-    beta_scale,
-    cosine_scale,
-    interval_scale,
-    linear_scale,
-    power_cosine_scale,
-)
+from jaxdiff.guidance.scales import Scale, beta_scale, cosine_scale, interval_scale, linear_scale, power_cosine_scale
 
 __all__ = [
     "LogProb",

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff import build, data
 from jaxdiff import config as C
-from jaxdiff.backends import require_platform
-from jaxdiff.build.model import NETWORKS
+from jaxdiff import data, factory
+from jaxdiff.factory.networks import NETWORKS
 from jaxdiff.interop.families import FAMILIES, Hints, Loaded, load, shapes_of
 from jaxdiff.interop.files import write_tensors
 from jaxdiff.interop.weights import WeightsError, export_params
 from jaxdiff.networks import count_params
+from jaxdiff.run.weights import require_new, write_weights
+from jaxdiff.runtime.backends import require_platform
 from jaxdiff.sampling import load_run
-from jaxdiff.weights_only import require_new, write_weights
 
 __all__ = ["convert", "export"]
 
@@ -54,7 +54,7 @@ def convert(
     require_platform()
     loaded = load(source, kind, hints)
     config, spec = _config(loaded, kind, folder.name, source, dict(sections or {}))
-    built = build.model(config, spec)
+    built = factory.model(config, spec)
     if _plain(built.module) != _plain(loaded.module):
         raise WeightsError(f"a setting of these weights has no place in the configuration of {config.network.kind}")
     meta = {

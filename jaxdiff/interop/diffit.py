@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, linear, patches, same
+from jaxdiff.networks.blocks.tmsa import relative_bias
 from jaxdiff.networks.diffit import DiffiT
-from jaxdiff.networks.embeddings import grid_positions
-from jaxdiff.networks.tmsa import relative_bias
+from jaxdiff.networks.layers.embeddings import grid_positions
 from jaxdiff.typing import Params
 
 __all__ = ["IGNORED", "entries", "frozen_tensors", "latent_size", "module_from"]

@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, patches, same
 from jaxdiff.networks.dit import SIZES, DiT
-from jaxdiff.networks.embeddings import grid_positions
+from jaxdiff.networks.layers.embeddings import grid_positions
 from jaxdiff.typing import Params
 
 __all__ = ["IGNORED", "Layout", "entries", "frozen_tensors", "layout_of", "module_from"]

@@ -34,7 +34,7 @@ import numpy as np
 from jaxdiff.interop.weights import Entry, WeightsError, conv, linear, linear_of_conv, reordered, same
 from jaxdiff.networks.adm import ADM
 from jaxdiff.networks.ddpmpp import DDPMpp
-from jaxdiff.networks.resampling import BOX, FIR
+from jaxdiff.networks.layers.resample import BOX, FIR
 from jaxdiff.typing import Params
 
 __all__ = ["FIXED", "entries", "fixed_tensors", "module_from", "prefix_of", "resolution_of"]

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from jaxdiff.config import LossConfig, ParameterizationConfig, SampleConfig, ScheduleConfig
 from jaxdiff.interop import adm, diffit, diffusers, dit, edm, edm2, lucidrains
 from jaxdiff.interop.files import read_tensors
 from jaxdiff.interop.weights import Entry, Tensors, WeightsError, import_params
-from jaxdiff.networks import UNet2D, UNet2DCondition, param_shapes
+from jaxdiff.networks import Module, UNet2D, UNet2DCondition, param_shapes
 from jaxdiff.typing import Params
 
 __all__ = ["FAMILIES", "Family", "Hints", "Loaded", "load"]
@@ -49,7 +48,7 @@ class Loaded(NamedTuple):
         entries: where every parameter came from, for writing them again.
     """
 
-    module: nn.Module
+    module: Module
     params: Params
     size: tuple[int, int]
     entries: Mapping[str, Entry]
@@ -65,7 +64,7 @@ class Family(NamedTuple):
         latent: whether the examples are latents of an autoencoder.
     """
 
-    read: Callable[[Tensors, Hints], tuple[nn.Module, tuple[int, int] | None, tuple[str, ...]]]
+    read: Callable[[Tensors, Hints], tuple[Module, tuple[int, int] | None, tuple[str, ...]]]
     entries: Callable[[Any, Params, tuple[int, int]], dict[str, Entry]]
     defaults: Callable[[Any], dict[str, Any]]
     latent: bool = False
@@ -100,40 +99,40 @@ def _lucidrains(module: Any) -> dict[str, Any]:
     return sections | {"parameterization": ParameterizationConfig(kind="v", sigma_data=0.5)}
 
 
-def _read_dit(tensors: Tensors, hints: Hints) -> tuple[nn.Module, tuple[int, int] | None, tuple[str, ...]]:
+def _read_dit(tensors: Tensors, hints: Hints) -> tuple[Module, tuple[int, int] | None, tuple[str, ...]]:
     module = dit.module_from(tensors, hints.config, heads=hints.heads)
     table = next((value for name, value in tensors.items() if name.endswith("pos_embed")), None)
     side = None if table is None else round(table.shape[-2] ** 0.5) * module.patch
     return module, None if side is None else (side, side), dit.IGNORED
 
 
-def _read_diffit(tensors: Tensors, hints: Hints) -> tuple[nn.Module, tuple[int, int] | None, tuple[str, ...]]:
+def _read_diffit(tensors: Tensors, hints: Hints) -> tuple[Module, tuple[int, int] | None, tuple[str, ...]]:
     side = diffit.latent_size(tensors)
     return diffit.module_from(tensors, hints.config), (side, side), diffit.IGNORED
 
 
-def _read_edm(tensors: Tensors, hints: Hints) -> tuple[nn.Module, tuple[int, int] | None, tuple[str, ...]]:
+def _read_edm(tensors: Tensors, hints: Hints) -> tuple[Module, tuple[int, int] | None, tuple[str, ...]]:
     side = edm.resolution_of(tensors)
     return edm.module_from(tensors, image_channels=hints.image_channels), (side, side), edm.FIXED
 
 
-def _read_edm2(tensors: Tensors, hints: Hints) -> tuple[nn.Module, tuple[int, int] | None, tuple[str, ...]]:
+def _read_edm2(tensors: Tensors, hints: Hints) -> tuple[Module, tuple[int, int] | None, tuple[str, ...]]:
     side = edm2.resolution_from(tensors)
     config = {"channels_per_head": hints.head_dim} | dict(hints.config or {})
     return edm2.module_from(tensors, config), (side, side), (r"logvar_.*", r".*resample_filter")
 
 
-def _read_adm(tensors: Tensors, hints: Hints) -> tuple[nn.Module, tuple[int, int] | None, tuple[str, ...]]:
+def _read_adm(tensors: Tensors, hints: Hints) -> tuple[Module, tuple[int, int] | None, tuple[str, ...]]:
     options = {"heads": hints.heads, "image_channels": hints.image_channels, "head_dim": hints.head_dim}
     return adm.module_from(tensors, **options), hints.size, ()
 
 
-def _read_lucidrains(tensors: Tensors, hints: Hints) -> tuple[nn.Module, tuple[int, int] | None, tuple[str, ...]]:
+def _read_lucidrains(tensors: Tensors, hints: Hints) -> tuple[Module, tuple[int, int] | None, tuple[str, ...]]:
     module = lucidrains.module_from(tensors, hints.config)
     return module, hints.size, tuple(lucidrains.buffers(module))
 
 
-def _read_diffusers(tensors: Tensors, hints: Hints) -> tuple[nn.Module, tuple[int, int] | None, tuple[str, ...]]:
+def _read_diffusers(tensors: Tensors, hints: Hints) -> tuple[Module, tuple[int, int] | None, tuple[str, ...]]:
     module = diffusers.module_from(tensors, hints.config)
     if not isinstance(module, UNet2D | UNet2DCondition):
         raise WeightsError(f"{type(module).__name__} draws no samples: read it with interop.diffusers.read_model")

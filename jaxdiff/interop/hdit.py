@@ -26,8 +26,8 @@ import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, Tensors, WeightsError, linear, same
+from jaxdiff.networks.blocks.grid_attention import rotary_frequencies
 from jaxdiff.networks.hdit import HDiT, Level
-from jaxdiff.networks.hdit_attention import rotary_frequencies
 from jaxdiff.typing import Params
 
 __all__ = ["buffers", "entries", "module_from"]

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, Tensors, WeightsError, conv, linear, linear_of_conv, reordered, same
-from jaxdiff.networks.rms_blocks import fixed_frequencies
+from jaxdiff.networks.blocks.lucidrains_unet import fixed_frequencies
 from jaxdiff.networks.unet import Unet
 from jaxdiff.networks.unet1d import Unet1D
 from jaxdiff.typing import Params

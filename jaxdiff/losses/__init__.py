@@ -5,8 +5,9 @@ A prediction target is a weighting in disguise: the plain loss on a network's ra
 denoiser.
 """
 
+from jaxdiff.losses.augmentation import augmented
 from jaxdiff.losses.denoising import denoising_loss
-from jaxdiff.losses.resampling import LossHistory, LossSecondMoment
+from jaxdiff.losses.importance import LossHistory, LossSecondMoment
 from jaxdiff.losses.shared import BIN_EDGES, MAX_SIGMA, drop_cond
 from jaxdiff.losses.uncertainty import uncertainty_loss
 from jaxdiff.losses.variational import variational_loss
@@ -34,6 +35,7 @@ __all__ = [
     "SoftMinSNR",
     "Uniform",
     "Weighting",
+    "augmented",
     "denoising_loss",
     "drop_cond",
     "uncertainty_loss",

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.denoisers import precondition_learned_range
 from jaxdiff.likelihood.discrete import bound_tables, vb_term
-from jaxdiff.losses.resampling import LossHistory, LossSecondMoment
+from jaxdiff.losses.importance import LossHistory, LossSecondMoment
 from jaxdiff.losses.shared import check_dropout, drop_at_random, mean_square, network_key, noise_metrics
 from jaxdiff.losses.weighting import Simple
 from jaxdiff.schedules.discrete import DiscreteSchedule

@@ -1,13 +1,6 @@
 """How good are the samples: Frechet and energy distances, image statistics, classifier agreement."""
 
-from jaxdiff.metrics.classify import (
-    Agreement,
-    Classifier,
-    agreement,
-    fit_classifier,
-    fit_digits_classifier,
-    predict,
-)
+from jaxdiff.metrics.classify import Agreement, Classifier, agreement, fit_classifier, fit_digits_classifier, predict
 from jaxdiff.metrics.energy import energy_distance
 from jaxdiff.metrics.frechet import (
     FrechetResult,

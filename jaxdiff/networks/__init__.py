@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxdiff.networks.adapters import as_network, count_params, init_params, param_shapes
+    from jaxdiff.networks.adapters import Module, as_network, count_params, init_params, param_shapes
     from jaxdiff.networks.adm import ADM
     from jaxdiff.networks.context_unet import ContextUnet
     from jaxdiff.networks.ddpm_unet import DDPMUNet
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from jaxdiff.networks.diffit_image import DiffiTImage
     from jaxdiff.networks.dit import DiT
     from jaxdiff.networks.edm2 import EDM2, Uncertainty
-    from jaxdiff.networks.embeddings import positional_encoding, sinusoidal_embedding
     from jaxdiff.networks.hdit import HDiT, Level
+    from jaxdiff.networks.kernels.forms import plain_forms
     from jaxdiff.networks.layers import check_divisible
-    from jaxdiff.networks.magnitude import normalize_weights
+    from jaxdiff.networks.layers.embeddings import positional_encoding, sinusoidal_embedding
+    from jaxdiff.networks.layers.magnitude import normalize_weights
     from jaxdiff.networks.mlp import MLP
     from jaxdiff.networks.mmdit import MMDiT
-    from jaxdiff.networks.platform import plain_forms
     from jaxdiff.networks.simple_uvit import SimpleUViT
     from jaxdiff.networks.toy_unet import ToyUNet
     from jaxdiff.networks.unet import Unet
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoencoderKL",
     "MMDiT",
+    "Module",
     "SimpleUViT",
     "UViT",
     "ADM",
@@ -68,7 +69,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "adapters": "as_network count_params init_params param_shapes",
+    "adapters": "Module as_network count_params init_params param_shapes",
     "adm": "ADM",
     "context_unet": "ContextUnet",
     "ddpm_unet": "DDPMUNet",
@@ -77,13 +78,13 @@ _MODULES = {
     "diffit_image": "DiffiTImage",
     "dit": "DiT",
     "edm2": "EDM2 Uncertainty",
-    "embeddings": "positional_encoding sinusoidal_embedding",
+    "layers.embeddings": "positional_encoding sinusoidal_embedding",
     "hdit": "HDiT Level",
-    "layers": "check_divisible",
-    "magnitude": "normalize_weights",
+    "layers.basic": "check_divisible",
+    "layers.magnitude": "normalize_weights",
     "mlp": "MLP",
     "mmdit": "MMDiT",
-    "platform": "plain_forms",
+    "kernels.forms": "plain_forms",
     "simple_uvit": "SimpleUViT",
     "toy_unet": "ToyUNet",
     "unet": "Unet",

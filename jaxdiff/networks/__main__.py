@@ -5,7 +5,7 @@ import sys
 
 import tyro
 
-from jaxdiff.networks.presets import markdown, presets, rows
+from jaxdiff.networks.table import markdown, presets, rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
 from jaxdiff import sharding
-from jaxdiff.networks.drawing import draw, draw_split
-from jaxdiff.networks.initializers import Initializer
+from jaxdiff.networks.layers.draw import draw, draw_split
+from jaxdiff.networks.layers.initializers import Initializer
 from jaxdiff.typing import Cond, Network, Params
 
-__all__ = ["as_network", "count_params", "init_params", "param_shapes"]
+__all__ = ["Module", "as_network", "count_params", "init_params", "param_shapes"]
+
+Module: TypeAlias = nn.Module
+"""A network of Flax: called as ``module(x, noise_cond, cond, train=...)``."""
 
 ArrayLike: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 

@@ -8,13 +8,13 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.conditioning import concat_image
-from jaxdiff.networks.depth import Remat, run_block
-from jaxdiff.networks.embeddings import sinusoidal_embedding
-from jaxdiff.networks.initializers import constant, normal
+from jaxdiff.networks.blocks.edm_unet import BlockStyle, LabelRows, UNetBlock, augment_rows
 from jaxdiff.networks.layers import check_channels, check_divisible, upsample_nearest
+from jaxdiff.networks.layers.conditioning import concat_image
+from jaxdiff.networks.layers.embeddings import sinusoidal_embedding
+from jaxdiff.networks.layers.initializers import constant, normal
+from jaxdiff.networks.layers.stack import Remat, run_block
 from jaxdiff.networks.preset import Preset
-from jaxdiff.networks.unet_block import BlockStyle, LabelRows, UNetBlock, augment_rows
 from jaxdiff.typing import Cond
 
 __all__ = ["ADM", "presets"]

@@ -6,15 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.layers import (
-    Conv,
-    GroupNorm,
-    Linear,
-    TransposedConv,
-    check_channels,
-    check_divisible,
-    max_pool,
-)
+from jaxdiff.networks.layers import Conv, GroupNorm, Linear, TransposedConv, check_channels, check_divisible, max_pool
 from jaxdiff.typing import Cond
 
 __all__ = ["ContextUnet", "ConvPair"]

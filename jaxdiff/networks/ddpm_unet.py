@@ -6,9 +6,6 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.attention import LinearAttention, SelfAttention
-from jaxdiff.networks.embeddings import NoiseEmbedding
-from jaxdiff.networks.initializers import constant
 from jaxdiff.networks.layers import (
     Conv,
     GroupNorm,
@@ -19,6 +16,9 @@ from jaxdiff.networks.layers import (
     space_to_depth,
     upsample_nearest,
 )
+from jaxdiff.networks.layers.attention import LinearAttention, SelfAttention
+from jaxdiff.networks.layers.embeddings import NoiseEmbedding
+from jaxdiff.networks.layers.initializers import constant
 from jaxdiff.typing import Cond
 
 __all__ = ["DDPMUNet", "ResnetBlock"]

@@ -8,19 +8,12 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.depth import Remat, run_blocks
-from jaxdiff.networks.embeddings import grid_positions
-from jaxdiff.networks.initializers import constant, glorot_uniform, normal
-from jaxdiff.networks.layers import (
-    LayerNorm,
-    Linear,
-    check_channels,
-    check_divisible,
-    depth_to_space,
-    space_to_depth,
-)
+from jaxdiff.networks.blocks.tmsa import DiffiTBlock, TimeToken
+from jaxdiff.networks.layers import LayerNorm, Linear, check_channels, check_divisible, depth_to_space, space_to_depth
+from jaxdiff.networks.layers.embeddings import grid_positions
+from jaxdiff.networks.layers.initializers import constant, glorot_uniform, normal
+from jaxdiff.networks.layers.stack import Remat, run_blocks
 from jaxdiff.networks.preset import Preset
-from jaxdiff.networks.tmsa import DiffiTBlock, TimeToken
 from jaxdiff.typing import Cond
 
 __all__ = ["DiffiT", "presets"]

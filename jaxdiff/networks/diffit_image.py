@@ -8,8 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.depth import Remat, run_blocks
-from jaxdiff.networks.initializers import constant
+from jaxdiff.networks.blocks.tmsa import TIMES, DiffiTBlock, Time, TimeToken
 from jaxdiff.networks.layers import (
     Conv,
     GroupNorm,
@@ -19,8 +18,9 @@ from jaxdiff.networks.layers import (
     depth_to_space,
     space_to_depth,
 )
+from jaxdiff.networks.layers.initializers import constant
+from jaxdiff.networks.layers.stack import Remat, run_blocks
 from jaxdiff.networks.preset import Preset
-from jaxdiff.networks.tmsa import TIMES, DiffiTBlock, Time, TimeToken
 from jaxdiff.typing import Cond
 
 __all__ = ["DiffiTImage", "DiffiTResBlock", "presets"]

@@ -9,12 +9,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.attention import attend
-from jaxdiff.networks.depth import Remat, run_block
-from jaxdiff.networks.embeddings import labels_or_null
-from jaxdiff.networks.initializers import declare, normal
+from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import check_channels, check_divisible, upsample_nearest
-from jaxdiff.networks.magnitude import (
+from jaxdiff.networks.layers.embeddings import labels_or_null
+from jaxdiff.networks.layers.initializers import declare, normal
+from jaxdiff.networks.layers.magnitude import (
     KERNEL,
     MPConv,
     MPFourier,
@@ -25,6 +24,7 @@ from jaxdiff.networks.magnitude import (
     normalize,
     pixel_norm,
 )
+from jaxdiff.networks.layers.stack import Remat, run_block
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 

@@ -12,20 +12,20 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.conditioning import concat_image, read_input
-from jaxdiff.networks.depth import Remat, run_block, run_blocks
-from jaxdiff.networks.embeddings import LabelEmbedding, labels_or_null
-from jaxdiff.networks.hdit_attention import (
+from jaxdiff.networks.blocks.grid_attention import (
     axial_angles,
     global_attention,
     neighborhood_attention,
     rotate,
     window_attention,
 )
-from jaxdiff.networks.initializers import constant, declare
+from jaxdiff.networks.blocks.lucidrains_unet import fixed_frequencies
 from jaxdiff.networks.layers import Linear, RMSNorm, check_channels, check_divisible, depth_to_space, space_to_depth
+from jaxdiff.networks.layers.conditioning import concat_image, read_input
+from jaxdiff.networks.layers.embeddings import LabelEmbedding, labels_or_null
+from jaxdiff.networks.layers.initializers import constant, declare
+from jaxdiff.networks.layers.stack import Remat, run_block, run_blocks
 from jaxdiff.networks.preset import Preset
-from jaxdiff.networks.rms_blocks import fixed_frequencies
 from jaxdiff.typing import Cond
 
 __all__ = ["HDiT", "HourglassLayer", "Level", "presets"]

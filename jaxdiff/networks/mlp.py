@@ -6,8 +6,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.embeddings import NoiseEmbedding
 from jaxdiff.networks.layers import LayerNorm, Linear
+from jaxdiff.networks.layers.embeddings import NoiseEmbedding
 from jaxdiff.typing import Cond
 
 __all__ = ["MLP"]

@@ -10,12 +10,12 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from jaxdiff.networks.attention import attend
-from jaxdiff.networks.conditioning import VectorEmbedding, concat_image, tokens_and_mask
-from jaxdiff.networks.depth import Remat, run_block, run_blocks
-from jaxdiff.networks.dit import PatchHead, TimestepEmbedding, dense, modulate, modulation
-from jaxdiff.networks.initializers import constant, normal
+from jaxdiff.networks.blocks.adaln import PatchHead, TimestepEmbedding, dense, modulate, modulation
+from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import Linear, RMSNorm, check_channels, check_divisible, space_to_depth
+from jaxdiff.networks.layers.conditioning import VectorEmbedding, concat_image, tokens_and_mask
+from jaxdiff.networks.layers.initializers import constant, normal
+from jaxdiff.networks.layers.stack import Remat, run_block, run_blocks
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 

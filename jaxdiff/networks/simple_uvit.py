@@ -9,12 +9,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.attention import attend
-from jaxdiff.networks.conditioning import VectorEmbedding, concat_image
-from jaxdiff.networks.depth import Remat, run_block, run_blocks
-from jaxdiff.networks.dit import TimestepEmbedding, modulate
-from jaxdiff.networks.embeddings import grid_positions, labels_or_null
-from jaxdiff.networks.initializers import constant, declare, normal
+from jaxdiff.networks.blocks.adaln import TimestepEmbedding, modulate
+from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import (
     Conv,
     GroupNorm,
@@ -26,6 +22,10 @@ from jaxdiff.networks.layers import (
     depth_to_space,
     space_to_depth,
 )
+from jaxdiff.networks.layers.conditioning import VectorEmbedding, concat_image
+from jaxdiff.networks.layers.embeddings import grid_positions, labels_or_null
+from jaxdiff.networks.layers.initializers import constant, declare, normal
+from jaxdiff.networks.layers.stack import Remat, run_block, run_blocks
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 

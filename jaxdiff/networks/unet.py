@@ -9,11 +9,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.conditioning import concat_image
-from jaxdiff.networks.depth import Remat
+from jaxdiff.networks.blocks.lucidrains_unet import RMSUNetBody, RMSUNetEmbedding, check_unet_fields, for_each_level
 from jaxdiff.networks.layers import check_channels, check_divisible
+from jaxdiff.networks.layers.conditioning import concat_image
+from jaxdiff.networks.layers.stack import Remat
 from jaxdiff.networks.preset import Preset
-from jaxdiff.networks.rms_blocks import RMSUNetBody, RMSUNetEmbedding, check_unet_fields, for_each_level
 from jaxdiff.typing import Cond
 
 __all__ = ["Unet", "presets"]

@@ -9,12 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.conditioning import concat_image, read_input, tokens_and_mask
-from jaxdiff.networks.depth import Remat
-from jaxdiff.networks.embeddings import sinusoidal_embedding
-from jaxdiff.networks.layers import Conv, GroupNorm, Linear, check_channels, check_divisible
-from jaxdiff.networks.preset import Preset
-from jaxdiff.networks.unet_blocks import (
+from jaxdiff.networks.blocks.diffusers_unet import (
     CrossTransformer,
     Level,
     Path,
@@ -24,6 +19,11 @@ from jaxdiff.networks.unet_blocks import (
     down_path,
     up_path,
 )
+from jaxdiff.networks.layers import Conv, GroupNorm, Linear, check_channels, check_divisible
+from jaxdiff.networks.layers.conditioning import concat_image, read_input, tokens_and_mask
+from jaxdiff.networks.layers.embeddings import sinusoidal_embedding
+from jaxdiff.networks.layers.stack import Remat
+from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 
 __all__ = ["UNet2DCondition", "presets", "size_vector"]

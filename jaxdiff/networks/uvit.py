@@ -9,12 +9,12 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from jaxdiff.networks.attention import attend
-from jaxdiff.networks.conditioning import VectorEmbedding, concat_image, tokens_and_mask
-from jaxdiff.networks.depth import Remat, run_block
-from jaxdiff.networks.embeddings import labels_or_null, sinusoidal_embedding
-from jaxdiff.networks.initializers import constant, declare, normal
+from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import Conv, LayerNorm, Linear, check_channels, depth_to_space, space_to_depth
+from jaxdiff.networks.layers.conditioning import VectorEmbedding, concat_image, tokens_and_mask
+from jaxdiff.networks.layers.embeddings import labels_or_null, sinusoidal_embedding
+from jaxdiff.networks.layers.initializers import constant, declare, normal
+from jaxdiff.networks.layers.stack import Remat, run_block
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 

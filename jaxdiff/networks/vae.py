@@ -9,10 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from jaxdiff.networks.depth import Remat
-from jaxdiff.networks.layers import Conv, GroupNorm, Linear, check_channels, check_divisible
-from jaxdiff.networks.preset import Preset
-from jaxdiff.networks.unet_blocks import (
+from jaxdiff.networks.blocks.diffusers_unet import (
     Level,
     Path,
     PixelAttention,
@@ -21,6 +18,9 @@ from jaxdiff.networks.unet_blocks import (
     down_path,
     up_path,
 )
+from jaxdiff.networks.layers import Conv, GroupNorm, Linear, check_channels, check_divisible
+from jaxdiff.networks.layers.stack import Remat
+from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond, Params
 
 __all__ = ["AutoencoderKL", "decode", "encode", "presets", "sample_latents"]

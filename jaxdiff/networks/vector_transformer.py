@@ -8,10 +8,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdiff.networks.attention import TokenAttention
-from jaxdiff.networks.embeddings import NoiseEmbedding, positional_encoding
-from jaxdiff.networks.initializers import constant
 from jaxdiff.networks.layers import LayerNorm, Linear
+from jaxdiff.networks.layers.attention import TokenAttention
+from jaxdiff.networks.layers.embeddings import NoiseEmbedding, positional_encoding
+from jaxdiff.networks.layers.initializers import constant
 from jaxdiff.typing import Cond
 
 __all__ = ["TransformerLayer", "VectorTransformer"]

@@ -5,11 +5,12 @@ whole files or none, and every writer can store what produced the samples where 
 """
 
 from jaxdiff.outputs.animation import gif_delays, write_gif
+from jaxdiff.outputs.array_record import check_records, decode_record, encode_record, read_records, write_records
 from jaxdiff.outputs.arrays import write_csv, write_npz, write_wav, write_wavs
-from jaxdiff.outputs.files import Metadata, read_metadata, remove_leftovers
+from jaxdiff.outputs.atomic import remove_leftovers
 from jaxdiff.outputs.images import image_grid, read_pngs, write_grid, write_pngs
-from jaxdiff.outputs.records import check_records, decode_record, encode_record, read_records, write_records
-from jaxdiff.outputs.resuming import Suffix, check_settings, missing_indices, png_name, sample_name, valid_pngs
+from jaxdiff.outputs.metadata import Metadata, read_metadata
+from jaxdiff.outputs.sample_files import Suffix, check_settings, missing_indices, png_name, sample_name, valid_pngs
 from jaxdiff.outputs.shards import Shard, check_shard, list_shards, read_shard, shard_name, write_shard
 
 __all__ = [

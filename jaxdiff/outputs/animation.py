@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from jaxdiff.outputs.files import AnyArray, Metadata, replacing, to_json
+from jaxdiff.outputs.atomic import replacing
 from jaxdiff.outputs.images import checked_images
+from jaxdiff.outputs.metadata import AnyArray, Metadata, to_json
 
 if TYPE_CHECKING:
     import PIL.Image

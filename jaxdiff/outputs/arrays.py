@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from jaxdiff.outputs.files import AnyArray, Metadata, replacing, sidecar, to_json
-from jaxdiff.outputs.resuming import sample_name
+from jaxdiff.outputs.atomic import replacing
+from jaxdiff.outputs.metadata import AnyArray, Metadata, sidecar, to_json
+from jaxdiff.outputs.sample_files import sample_name
 
 __all__ = ["write_csv", "write_npz", "write_wav", "write_wavs"]
 

@@ -9,14 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from jaxdiff.outputs.files import (
-    JSON_CHUNK,
-    AnyArray,
-    Metadata,
-    json_values,
-    replacing,
-)
-from jaxdiff.outputs.resuming import sample_name
+from jaxdiff.outputs.atomic import replacing
+from jaxdiff.outputs.metadata import JSON_CHUNK, AnyArray, Metadata, json_values
+from jaxdiff.outputs.sample_files import sample_name
 
 __all__ = [
     "checked_images",

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.outputs.files import Metadata, json_values, read_metadata, replacing, to_json
-from jaxdiff.outputs.resuming import check_settings
+from jaxdiff.outputs.atomic import replacing
+from jaxdiff.outputs.metadata import Metadata, json_values, read_metadata, to_json
+from jaxdiff.outputs.sample_files import check_settings
 
 __all__ = ["Shard", "check_shard", "list_shards", "read_shard", "shard_name", "write_shard"]
 

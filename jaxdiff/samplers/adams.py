@@ -5,10 +5,10 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from jaxdiff.samplers.coefficients import history, interpolate, noise_moments, orders
 from jaxdiff.samplers.integrators import Options, linear_steps
 from jaxdiff.samplers.loop import Grid, Result, Sigmas, as_grid, cast, check_choice, estimate, pack
 from jaxdiff.samplers.second_order import heun_stages
-from jaxdiff.samplers.tables import history, interpolate, noise_moments, orders
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
 __all__ = ["deis", "ipndm", "lms", "pndm"]

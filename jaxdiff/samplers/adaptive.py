@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxdiff.samplers.coefficients import phi, split
 from jaxdiff.samplers.loop import (
     Grid,
     Scalar,
@@ -19,7 +20,6 @@ from jaxdiff.samplers.loop import (
 )
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.samplers.second_order import check_eta
-from jaxdiff.samplers.tables import phi, split
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, expand_to
 
 __all__ = ["Stats", "dpm_adaptive", "rk45"]

@@ -5,12 +5,12 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
+from jaxdiff.samplers.coefficients import data_moments, history, orders, split
 from jaxdiff.samplers.dpm_solver import differences, exponential_stages
 from jaxdiff.samplers.integrators import Fresh, Options, Stage, linear_steps, stage_steps
 from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_choice, check_not_negative
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.samplers.second_order import check_eta
-from jaxdiff.samplers.tables import data_moments, history, orders, split
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
 __all__ = ["dpmpp_2m_sde", "dpmpp_2s_ancestral", "dpmpp_3m_sde", "dpmpp_sde", "seeds"]

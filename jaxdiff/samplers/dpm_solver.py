@@ -6,11 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.samplers.coefficients import data_moments, history, noise_moments, orders, split
 from jaxdiff.samplers.integrators import Options, Stage, linear_steps, slopes, stage_steps
 from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_choice, check_not_negative
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.samplers.second_order import check_eta
-from jaxdiff.samplers.tables import data_moments, history, noise_moments, orders, split
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
 __all__ = ["differences", "dpm_fast", "dpm_solver", "dpmpp_2m", "dpmpp_3m", "exponential_stages"]

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdiff.samplers.coefficients import history, orders
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
 from jaxdiff.samplers.loop import Result, Scalar, Sigmas, as_grid, check_choice, check_not_negative
 from jaxdiff.samplers.noise import as_noise
-from jaxdiff.samplers.tables import history, orders
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
 __all__ = ["er_sde", "er_sde_5"]

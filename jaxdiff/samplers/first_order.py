@@ -2,20 +2,10 @@
 
 from jaxtyping import Array, Float
 
+from jaxdiff.samplers.coefficients import split
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
-from jaxdiff.samplers.loop import (
-    Result,
-    Scalar,
-    Sigmas,
-    as_grid,
-    cast,
-    check_not_negative,
-    estimate,
-    pack,
-    scan_steps,
-)
+from jaxdiff.samplers.loop import Result, Scalar, Sigmas, as_grid, cast, check_not_negative, estimate, pack, scan_steps
 from jaxdiff.samplers.noise import as_noise, is_zero
-from jaxdiff.samplers.tables import split
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
 __all__ = ["ddim", "euler", "euler_ancestral", "flow_euler", "playground"]

@@ -5,10 +5,10 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
+from jaxdiff.samplers.coefficients import split
 from jaxdiff.samplers.integrators import Options, Stage, slopes, stage_steps
 from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_not_negative
 from jaxdiff.samplers.noise import as_noise, is_zero
-from jaxdiff.samplers.tables import split
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
 __all__ = ["dpm_2", "dpm_2_ancestral", "flow_heun", "heun", "heun_stages", "stochastic_heun"]

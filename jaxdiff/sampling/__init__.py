@@ -4,10 +4,10 @@ Sample i depends on (seed, i) alone. Each process works by itself on its own dev
 others, and holds one batch in memory, so that a process that dies never stops the others.
 """
 
+from jaxdiff.run.trained import TrainedRun, load_run
 from jaxdiff.sampling.drawing import Drawer, draw_ahead, make_drawer, sample_batches
-from jaxdiff.sampling.placing import local_mesh, param_sharding
-from jaxdiff.sampling.requests import Part, Request, TrainedRun, load_run, parse_labels, parse_part, read_inputs
-from jaxdiff.sampling.running import run_request
+from jaxdiff.sampling.request import Part, Request, parse_labels, parse_part, read_inputs
+from jaxdiff.sampling.writing import run_request
 
 __all__ = [
     "Drawer",
@@ -16,8 +16,6 @@ __all__ = [
     "TrainedRun",
     "draw_ahead",
     "load_run",
-    "local_mesh",
-    "param_sharding",
     "make_drawer",
     "parse_labels",
     "parse_part",

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import build, guidance, sharding
-from jaxdiff.compilation import compile_step, compiler_options
+from jaxdiff import factory, guidance, sharding
 from jaxdiff.denoisers import make_denoiser
-from jaxdiff.sampling.placing import local_mesh, param_sharding
-from jaxdiff.sampling.requests import Request, TrainedRun, cond_of
+from jaxdiff.run.trained import TrainedRun
+from jaxdiff.runtime.compilation import compile_step, compiler_options
+from jaxdiff.sampling.request import Request, cond_of
 from jaxdiff.typing import require
 
 __all__ = ["Drawer", "behind", "draw_ahead", "make_drawer", "rows_of_batch", "sample_batches"]
@@ -88,15 +88,15 @@ def make_drawer(run: TrainedRun, request: Request, most: int, *, count: int, tra
     Returns:
         What draws a batch.
     """
-    section, mesh = run.config.sample, local_mesh(run.config)
+    section, mesh = run.config.sample, sharding.local_mesh(run.config.mesh.fsdp, run.config.mesh.tensor)
     rows_sharding, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     devices = len(mesh.devices.flat)
     rows = rows_of_batch(count, most, devices)
-    run = run._replace(params=jax.device_put(run.params, param_sharding(run.params, mesh)))
-    options = compiler_options("conv" if build.conv_network(run.config.network) else "dense")
-    function = build.draw(run.config, run.model, guided=_guided(run, request), trajectory=trajectory)
+    run = run._replace(params=jax.device_put(run.params, sharding.state_sharding(run.params, mesh)))
+    options = compiler_options("conv" if factory.conv_network(run.config.network) else "dense")
+    function = factory.draw(run.config, run.model, guided=_guided(run, request), trajectory=trajectory)
     root = jax.random.key(request.seed)
-    sigmas, scale = jax.device_put((build.grid(run.config), jnp.float32(section.guidance)), everywhere)
+    sigmas, scale = jax.device_put((factory.grid(run.config), jnp.float32(section.guidance)), everywhere)
     fold = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
 
     def arguments(chosen: np.ndarray) -> tuple[Any, ...]:

@@ -11,8 +11,9 @@ import numpy as np
 
 from jaxdiff import data
 from jaxdiff.outputs import Shard
+from jaxdiff.run.trained import TrainedRun
 from jaxdiff.sampling.drawing import behind, draw_ahead, make_drawer
-from jaxdiff.sampling.requests import Request, TrainedRun, settings_of
+from jaxdiff.sampling.request import Request, settings_of
 
 __all__ = ["Drawn", "Session", "blocks_of", "shards_of"]
 

@@ -12,8 +12,8 @@ depth of blocks in a loop, is not touched. Then the largest axis that is left is
 for every array what was decided, and why not more.
 """
 
-from jaxdiff.sharding.inside import create, gather, here, on_mesh
-from jaxdiff.sharding.mesh import batch_sharding, make_mesh, place, replicated, shard_batch
+from jaxdiff.sharding.constraints import create, gather, here, on_mesh
+from jaxdiff.sharding.mesh import batch_sharding, local_mesh, make_mesh, place, replicated, shard_batch
 from jaxdiff.sharding.rules import MIN_SIZE, RULES, Placement, describe, format_placements, placement, state_sharding
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "format_placements",
     "gather",
     "here",
+    "local_mesh",
     "make_mesh",
     "on_mesh",
     "place",

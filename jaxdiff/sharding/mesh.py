@@ -1,12 +1,15 @@
 """The mesh, and batches on it."""
 
+import logging
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["AXES", "ROWS", "batch_sharding", "make_mesh", "place", "replicated", "shard_batch"]
+__all__ = ["AXES", "ROWS", "batch_sharding", "local_mesh", "make_mesh", "place", "replicated", "shard_batch"]
+
+_log = logging.getLogger("jaxdiff")
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -143,3 +146,29 @@ def shard_batch(batch: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
         return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
 
     return jax.tree_util.tree_map_with_path(one, batch)
+
+
+def local_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Make the mesh of all devices of this process, with the axes of the mesh of a run.
+
+    Args:
+        fsdp: devices that split the weights.
+        tensor: devices that split the matrix products. If the two do not fit the devices here, every device gets all
+            weights, which is logged.
+
+    Returns:
+        The mesh.
+    """
+    devices = jax.local_devices()
+    sizes = dict.fromkeys(AXES, 1) | {"fsdp": fsdp, "tensor": tensor}
+    split = fsdp * tensor
+    if len(devices) % split:
+        _log.info(
+            "the weights were split over %d devices in training; the %d devices here each get all of them",
+            split,
+            len(devices),
+        )
+        sizes, split = dict.fromkeys(AXES, 1), 1
+    sizes["data"] = len(devices) // split
+    shape = tuple(sizes[name] for name in AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

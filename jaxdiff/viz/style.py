@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from jaxdiff.outputs.files import replacing
+from jaxdiff.outputs.atomic import replacing
 
 if TYPE_CHECKING:
     import matplotlib.axes

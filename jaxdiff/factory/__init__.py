@@ -1,0 +1,30 @@
+"""From a configuration to objects: the single place that maps names to functions."""
+
+from jaxdiff.factory.data import resolve, source, stand_in
+from jaxdiff.factory.drawing import conditioning, draw, grid, sampler
+from jaxdiff.factory.networks import Model, conv_network, init_params, model, param_shapes, projection
+from jaxdiff.factory.process import noise_levels, parameterization, schedule, weighting
+from jaxdiff.factory.training import averages, loss, optimizer
+
+__all__ = [
+    "Model",
+    "averages",
+    "conditioning",
+    "conv_network",
+    "draw",
+    "grid",
+    "init_params",
+    "loss",
+    "model",
+    "noise_levels",
+    "optimizer",
+    "param_shapes",
+    "parameterization",
+    "projection",
+    "resolve",
+    "sampler",
+    "schedule",
+    "source",
+    "stand_in",
+    "weighting",
+]

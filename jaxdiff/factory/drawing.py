@@ -1,0 +1,235 @@
+"""Sampler and grid from their names, and the function that draws a batch."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdiff import config as C
+from jaxdiff import denoisers, grids, guidance, samplers
+from jaxdiff import guidance as guiding
+from jaxdiff.factory.networks import Model
+from jaxdiff.factory.process import schedule
+from jaxdiff.factory.samplers import SAMPLERS, make_grid, make_sampler
+from jaxdiff.typing import Cond, Denoiser, Keys, Params, Sampler, require
+
+__all__ = ["conditioning", "draw", "grid", "sampler"]
+
+
+def sampler(config: C.SampleConfig) -> Sampler:
+    """Build the sampler with the options of the configuration.
+
+    Raises:
+        ValueError: for an option that was changed and that the sampler does not take.
+    """
+    name = config.sampler
+    options: dict[str, Any] = {"order": config.order, "s_noise": config.s_noise, "eta": config.eta or None}
+    if "eta" in SAMPLERS[name][2]:
+        options["eta"] = config.eta
+    if name == "stochastic_heun":
+        options["s_churn"] = config.s_churn
+    if name == "ddpm":
+        options["variance"] = config.variance
+        options["noise_scale"] = samplers.variance_knob(config.variance_knob, config.steps)
+    return make_sampler(name, options)
+
+
+def grid(config: C.Config) -> jax.Array:
+    """Noise levels of the sampler: ``sample.steps`` + 1 of them, the last one 0."""
+    section = config.sample
+    match section.grid:
+        case "karras" | "exponential" | "polyexponential":
+            options: dict[str, float] = {"sigma_min": section.sigma_min, "sigma_max": section.sigma_max}
+        case "flow":
+            options = {"shift": section.shift}
+        case "uniform_time":
+            return grids.uniform_time(schedule(config.schedule), section.steps)
+        case _:
+            options = {}
+    return make_grid(section.grid, section.steps, options)
+
+
+def conditioning(
+    built: Model, labels: np.ndarray | None, count: int, inputs: Mapping[str, np.ndarray] | None = None
+) -> Cond:
+    """Conditioning of ``count`` samples.
+
+    Args:
+        built: from ``model``.
+        labels: (count,), soft ones (count, K), or None for the null label.
+        count: rows.
+        inputs: further conditioning by name, (count, ...) each; what is absent gets its null value.
+
+    Returns:
+        What the network is given; None for a network without conditioning.
+    """
+    if not built.null_cond:
+        return None
+    cond = {k: jnp.broadcast_to(jnp.asarray(v), (count, *np.shape(v))) for k, v in built.null_cond.items()}
+    cond |= {k: jnp.asarray(v, jnp.float32) for k, v in (inputs or {}).items()}
+    if labels is None or built.condition == "none":
+        return cond
+    if built.condition == "label":
+        return cond | {"label": jnp.asarray(labels, jnp.int32)}
+    soft = labels if labels.ndim == 2 else np.eye(built.spec.num_classes)[labels]
+    return cond | {"context": jnp.asarray(soft, jnp.float32)}
+
+
+def _initial(noise: str, keys: jax.Array, shape: tuple[int, ...], sigma: jax.Array) -> jax.Array:
+    if noise == "uniform":
+        return sigma * jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32, -1, 1))(keys)
+    return samplers.initial_noise(keys, shape, sigma)
+
+
+def draw(config: C.Config, built: Model, *, guided: bool, trajectory: bool = False) -> Callable[..., Any]:
+    """Build the function that draws a batch of samples in model space; jit it.
+
+    Args:
+        config: the run; its section ``sample`` names sampler and clipping.
+        built: from ``model``.
+        guided: evaluate with and without condition and combine them.
+        trajectory: also return the states at every noise level.
+
+    Returns:
+        ``draw(params, keys, sigmas, cond, scale) -> x``: keys (batch,), sigmas (n + 1,), scale a scalar.
+    """
+    run, levels = sampler(config.sample), np.asarray(grid(config))
+    require(
+        not (trajectory and config.sample.sampler == "dpm_adaptive"),
+        "dpm_adaptive chooses its own noise levels and keeps no states: draw the trajectory with another sampler",
+    )
+
+    learned = config.sample.sampler == "ddpm" and config.sample.variance == "learned"
+    require(
+        not learned or config.loss.learned_range,
+        f"sample.variance 'learned' needs a network that predicts it: loss.kind hybrid or vlb, "
+        f"not {config.loss.kind!r}",
+    )
+
+    def weight(scale: jax.Array) -> Any:
+        if config.sample.guidance_kind == "constant":
+            return scale
+        return guidance.power_cosine_scale(scale, schedule(config.schedule).time)
+
+    def guide(denoiser: Denoiser, scale: jax.Array) -> Denoiser:
+        if guided:
+            denoiser = guidance.classifier_free(denoiser, weight(scale), built.null_cond)
+        return denoisers.clip(denoiser) if config.sample.clip and built.spec.kind == "image" else denoiser
+
+    def denoiser_of(params: Params, scale: jax.Array) -> Any:
+        if learned:
+            pair = denoisers.make_learned_range(built.trained, params, built.parameterization)
+            return guidance.keep_range(pair, lambda denoiser: guide(denoiser, scale))
+        return guide(denoisers.make_denoiser(built.network, params, built.parameterization), scale)
+
+    def function(params: Params, keys: jax.Array, sigmas: jax.Array, cond: Cond, scale: jax.Array) -> Any:
+        x = _initial(config.loss.noise, keys, built.spec.shape, sigmas[0])
+        options = {"trajectory": True} if trajectory else {}
+        noise = samplers.brownian(keys, float(levels[-2]), float(levels[0])) if config.sample.brownian else keys
+        return run(denoiser_of(params, scale), x, sigmas, noise, cond=cond, **options)
+
+    return function
+
+
+def sample(
+    denoiser: Denoiser,
+    keys: Keys,
+    shape: Sequence[int],
+    *,
+    sampler: str | Callable[..., Any] = "dpmpp_2m",
+    steps: int = 20,
+    grid: str | Float[Array, " sigmas"] | Float[np.ndarray, " sigmas"] = "karras",
+    cond: Cond = None,
+    guidance: float | Float[Array, "*batch"] | Callable[[Denoiser], Denoiser] | None = None,
+    null_cond: Mapping[str, Any] | None = None,
+    x_init: Float[Array, "b ..."] | None = None,
+    sampler_options: Mapping[str, Any] | None = None,
+    grid_options: Mapping[str, Any] | None = None,
+    trajectory: bool = False,
+) -> Any:
+    """Draw samples: noise at the first level of the grid, brought to its last by the sampler.
+
+    The whole is compiled once for each denoiser (the same function object), sampler with its options, number of steps
+    and shape; keys, noise levels, conditions and the guidance scale may change without another compilation.
+
+    Args:
+        denoiser: (x, sigma, cond) -> x0.
+        keys: one key per sample, shape (batch,): sample i depends on ``keys[i]`` alone.
+        shape: of one sample.
+        sampler: name of a function of :mod:`jaxdiff.samplers`, or any function with their contract.
+        steps: number of steps n.
+        grid: "karras", "exponential", "polyexponential", "vp", "flow", "playground", or the n + 1 noise levels.
+        cond: conditioning inputs, each (batch, ...).
+        guidance: a classifier-free scale (needs ``null_cond``), or a function from denoiser to denoiser.
+        null_cond: for every name in ``cond`` the value that means "none".
+        x_init: clean samples (batch, ...) to start from, to which the noise is added; None is pure noise.
+        sampler_options: passed on, such as ``{"eta": 0.5}``.
+        grid_options: passed on, such as ``{"sigma_max": 10.0}``.
+        trajectory: also return the states, shape (n + 1, batch, ...).
+
+    Returns:
+        Samples (batch, ...), or (samples, states).
+
+    Raises:
+        ValueError: for an unknown name, an option that does not apply, a scale without ``null_cond``, or anything
+            that the parts refuse.
+
+    >>> gaussian = lambda x, sigma, cond=None: x * 0.25 / (0.25 + sigma**2)
+    >>> sample(gaussian, jax.random.split(jax.random.key(0), 4), (8, 8, 3), steps=5).shape
+    (4, 8, 8, 3)
+    """
+    require(keys.ndim == 1, f"keys have shape {keys.shape}: pass one key per sample, jax.random.split(key, batch)")
+    sigmas = make_grid(grid, steps, grid_options or {}) if isinstance(grid, str) else jnp.asarray(grid, jnp.float32)
+    guide = guidance if callable(guidance) else None
+    scale = None if guidance is None or guide else jnp.asarray(guidance, jnp.float32)
+    require(scale is None or null_cond is not None, f"guidance={guidance} needs null_cond: what means 'no condition'")
+    return _draw(
+        keys,
+        sigmas,
+        cond,
+        None if null_cond is None else {name: jnp.asarray(value) for name, value in null_cond.items()},
+        scale,
+        x_init,
+        denoiser=denoiser,
+        guide=guide,
+        sampler=sampler,
+        options=tuple(sorted((sampler_options or {}).items())),
+        shape=tuple(shape),
+        to_zero=bool(np.asarray(sigmas)[-1] == 0),
+        trajectory=trajectory,
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("denoiser", "guide", "sampler", "options", "shape", "to_zero", "trajectory")
+)
+def _draw(
+    keys: Array,
+    sigmas: Array,
+    cond: Cond,
+    null_cond: Mapping[str, Array] | None,
+    scale: Array | None,
+    x_init: Array | None,
+    *,
+    denoiser: Denoiser,
+    guide: Callable[[Denoiser], Denoiser] | None,
+    sampler: str | Callable[..., Any],
+    options: tuple[tuple[str, Any], ...],
+    shape: tuple[int, ...],
+    to_zero: bool,
+    trajectory: bool,
+) -> Any:
+    guided = guide(denoiser) if guide else denoiser
+    if scale is not None:
+        guided = guiding.classifier_free(guided, scale, null_cond or {})
+    given = dict(options)
+    run = make_sampler(sampler, given, to_zero=to_zero) if isinstance(sampler, str) else sampler
+    more = ({} if isinstance(sampler, str) else given) | ({"trajectory": True} if trajectory else {})
+    x = samplers.initial_noise(keys, shape, sigmas[0])
+    if x_init is not None:
+        x = x + x_init
+    return run(guided, x, sigmas, keys, cond=cond, **more)

@@ -1,0 +1,1 @@
+"""Convolution and attention in the forms that each platform is fast at."""

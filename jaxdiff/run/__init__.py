@@ -1,0 +1,1 @@
+"""One training run: set-up, plan, previews, logs, weights, the trained run."""
