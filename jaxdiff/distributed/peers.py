@@ -1,4 +1,4 @@
-"""What the processes of one run know of each other: who is alive, where it is, and at which step all stop.
+"""Heartbeats between processes: liveness, failure verdicts, agreed stops.
 
 Every process writes a beat into the key-value store of jax's coordination service, process 0 reads them all and
 writes one verdict that the others read. No device takes part, so that this goes on while a collective hangs.
@@ -14,15 +14,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from jaxdiff.distributed.coordination import PeerError, coordinator, place, read_keys, write_key
 from jaxdiff.runtime.stopping import ExitCode
 
-__all__ = ["LINGER", "Peers", "end_process", "exit_on_abort"]
+__all__ = ["LINGER", "Beat", "Peers", "Verdict", "end_process", "exit_on_abort", "judge"]
 
 INTERVAL = 0.5  # seconds between two beats
 LINGER = 2.5  # seconds that process 0 stays to let the others read why the run ends
@@ -30,6 +30,83 @@ BROKEN = 10.0  # seconds without a beat that are enough when a collective has al
 _COLLECTIVE = re.compile(
     r"Gloo|NCCL|RCCL|coordination service|Socket closed|Connection (closed|reset|refused)|UNAVAILABLE"
 )
+
+
+class Beat(NamedTuple):
+    """What a process tells process 0.
+
+    Attributes:
+        number: of the beat, from 1.
+        step: the step it has finished; None before the first.
+        state: "run"; "done"; "broken": a collective failed; "failed": it ends with an error of its own.
+        text: of that error.
+        asked: whether it wants all to stop.
+        frozen: whether it waits for the step to stop at.
+    """
+
+    number: int = 0
+    step: int | None = None
+    state: Literal["run", "done", "broken", "failed"] = "run"
+    text: str = ""
+    asked: bool = False
+    frozen: bool = False
+
+
+class Verdict(NamedTuple):
+    """What process 0 tells all others.
+
+    Attributes:
+        number: of the verdict, from 1.
+        freeze: all tell where they are and wait.
+        stop: the step at which all stop, once it is known.
+        end: why the run ends with an error, or "".
+        done: all have finished.
+    """
+
+    number: int = 0
+    freeze: bool = False
+    stop: int | None = None
+    end: str = ""
+    done: bool = False
+
+
+Seen = Mapping[int, tuple[int, float]]
+"""For each process the number of its last beat and when that was first seen."""
+
+
+def judge(
+    last: Verdict, beats: Mapping[int, Beat], seen: Seen, now: float, *, timeout: float
+) -> tuple[Verdict, dict[int, tuple[int, float]]]:
+    """Decide from the beats of all processes: who is gone, whether all are done, where they stop.
+
+    Args:
+        last: the verdict before.
+        beats: of the processes that have sent one.
+        seen: of every process of the run.
+        now: the time, on the clock of ``seen``.
+        timeout: seconds without a new beat after which a process is gone.
+
+    Returns:
+        The verdict, and what was seen by now.
+    """
+    verdict = last._replace(number=last.number + 1)
+    known = {i: beats.get(i, Beat()) for i in seen}
+    current = {i: seen[i] if beat.number == seen[i][0] else (beat.number, now) for i, beat in known.items()}
+    limit = min(timeout, BROKEN) if any(beat.state == "broken" for beat in beats.values()) else timeout
+    for i, beat in known.items():
+        if beat.state == "failed":
+            verdict = verdict._replace(end=f"process {i} ended with an error {_at(beat.step)} ({beat.text})")
+            break
+        if beat.state != "done" and now - current[i][1] > limit:
+            verdict = verdict._replace(end=f"process {i} is gone {_at(beat.step)}")
+            break
+    if len(beats) < len(seen):
+        return verdict, current
+    active = [beat for beat in beats.values() if beat.state != "done"]
+    verdict = verdict._replace(done=not active, freeze=verdict.freeze or any(beat.asked for beat in active))
+    if verdict.stop is None and verdict.freeze and all(beat.frozen for beat in active):
+        verdict = verdict._replace(stop=max((beat.step or 0 for beat in active), default=0) + 1)
+    return verdict, current
 
 
 @contextlib.contextmanager
@@ -94,11 +171,10 @@ class Peers:
         self.saved: Callable[[], int | None] | None = None
         self._timeout = timeout
         self._me, self._count = place()
-        self._beats, self._state, self._text = 0, "run", ""
-        self._head: dict[str, Any] = {"beats": 0, "freeze": False, "stop": None, "verdict": "", "done": False}
+        self._mine, self._verdict = Beat(), Verdict()
         self._seen: dict[int, tuple[int, float]] = {}
         self._heard = time.monotonic()
-        self._asked = self._frozen = self._leaving = False
+        self._leaving = False
         self._changed, self._wake = threading.Condition(), threading.Event()
         self._context = contextlib.ExitStack()
 
@@ -118,9 +194,9 @@ class Peers:
             self.report(error)
             return  # the threads go on: they tell the others why, until the program ends
         with self._changed:
-            self._state = "done"
+            self._mine = self._mine._replace(state="done")
             self._wake.set()
-            while not self._head["done"]:
+            while not self._verdict.done:
                 self._changed.wait(1.0)  # without limit: the threads end the process if another one is gone
         self._leaving = True
         self._wake.set()
@@ -142,14 +218,14 @@ class Peers:
             self.step = step
             return stop
         with self._changed:
-            if stop and not self._asked:
-                self._asked = True
+            if stop and not self._mine.asked:
+                self._mine = self._mine._replace(asked=True)
                 self._wake.set()
             # Having told the others where it is, a process may not run on until the step to stop at is known.
-            while self._frozen and self._head["stop"] is None:
+            while self._mine.frozen and self._verdict.stop is None:
                 self._changed.wait(0.2)
             self.step = step
-            return self._head["stop"] is not None and step >= self._head["stop"]
+            return self._verdict.stop is not None and step >= self._verdict.stop
 
     def report(self, error: BaseException) -> None:
         """Tell the others that this process ends with an error.
@@ -160,24 +236,26 @@ class Peers:
         Args:
             error: what was raised.
         """
-        if self._count == 1 or self._state in ("failed", "broken"):
+        if self._count == 1 or self._mine.state in ("failed", "broken"):
             return
         if isinstance(error, PeerError):
             self._end(f"{error} {_at(self.step)}")
         if _of_runtime(error):
             # Perhaps a collective that lost its peer: the threads find out which, and end this process.
-            self._state = "broken"
-            self._wake.set()
+            self._tell("broken")
             time.sleep(min(self._timeout, BROKEN) + 2 * LINGER)
         lines = str(error).strip().splitlines()
-        self._text = f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
-        self._state = "failed"
+        self._tell("failed", f"{type(error).__name__}: {lines[0][:200] if lines else ''}")
+
+    def _tell(self, state: Literal["broken", "failed"], text: str = "") -> None:
+        with self._changed:
+            self._mine = self._mine._replace(state=state, text=text)
         self._wake.set()
 
     @property
     def failed(self) -> bool:
         """Whether this process is about to end with an error of its own."""
-        return self._state == "failed"
+        return self._mine.state == "failed"
 
     # The thread that talks to the others.
 
@@ -185,64 +263,31 @@ class Peers:
         while not self._leaving:
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # _guard decides how long that may last
                 self._round()
-            deciding = self._asked or self._frozen or self._state == "done"
+            deciding = self._mine.asked or self._mine.frozen or self._mine.state == "done"
             self._wake.wait(INTERVAL / 5 if deciding else INTERVAL)
             self._wake.clear()
 
     def _round(self) -> None:
         with self._changed:
-            self._beats += 1
-            beat = {
-                "beats": self._beats,
-                "step": self.step,
-                "state": self._state,
-                "text": self._text,
-                "asked": self._asked,
-                "frozen": self._frozen,
-            }
-        write_key(f"beat/{self._me}", json.dumps(beat))
+            self._mine = mine = self._mine._replace(number=self._mine.number + 1, step=self.step)
+        write_key(f"beat/{self._me}", json.dumps(mine._asdict()))
         if self._me == 0:
-            head = self._judge({int(i): json.loads(text) for i, text in read_keys("beat").items()})
-            write_key("head/0", json.dumps(head))
+            beats = {int(i): Beat(**json.loads(text)) for i, text in read_keys("beat").items()}
+            verdict, self._seen = judge(self._verdict, beats, self._seen, time.monotonic(), timeout=self._timeout)
+            write_key("head/0", json.dumps(verdict._asdict()))
         else:
             text = read_keys("head").get("0")
-            head = json.loads(text) if text else self._head
+            verdict = Verdict(**json.loads(text)) if text else self._verdict
         with self._changed:
-            if head["beats"] != self._head["beats"]:
+            if verdict.number != self._verdict.number:
                 self._heard = time.monotonic()
-            self._head = head
-            self._frozen = self._frozen or head["freeze"]
+            self._verdict = verdict
+            self._mine = self._mine._replace(frozen=self._mine.frozen or verdict.freeze)
             self._changed.notify_all()
-        if head["verdict"]:
-            if self._me == 0 or "ended with an error" in head["verdict"]:
+        if verdict.end:
+            if self._me == 0 or "ended with an error" in verdict.end:
                 time.sleep(LINGER)  # others read it; and an error that all have is told in its own words
-            self._end(head["verdict"])
-
-    def _judge(self, beats: dict[int, dict[str, Any]]) -> dict[str, Any]:
-        """What process 0 tells all others."""
-        now = time.monotonic()
-        head = self._head | {"beats": self._head["beats"] + 1}
-        broken = any(beat["state"] == "broken" for beat in beats.values())
-        limit = min(self._timeout, BROKEN) if broken else self._timeout
-        for i in range(self._count):
-            beat = beats.get(i, {"beats": 0, "step": None, "state": "run", "asked": False, "frozen": False})
-            if beat["beats"] != self._seen[i][0]:
-                self._seen[i] = (beat["beats"], now)
-            where = _at(beat["step"])
-            if beat["state"] == "failed":
-                head["verdict"] = f"process {i} ended with an error {where} ({beat['text']})"
-                break
-            if beat["state"] != "done" and now - self._seen[i][1] > limit:
-                head["verdict"] = f"process {i} is gone {where}"
-                break
-        if len(beats) < self._count:
-            return head
-        active = [beat for beat in beats.values() if beat["state"] != "done"]
-        head["done"] = not active
-        head["freeze"] = head["freeze"] or any(beat["asked"] for beat in active)
-        if head["stop"] is None and head["freeze"] and all(beat["frozen"] for beat in active):
-            head["stop"] = max((beat["step"] or 0 for beat in active), default=0) + 1
-        return head
+            self._end(verdict.end)
 
     # The thread that watches the one above, which hangs when process 0 does.
 
@@ -256,10 +301,10 @@ class Peers:
         """Why jaxlib aborts this process, if another process is the reason."""
         if self._leaving:
             return None
-        if self._state == "failed":
+        if self.failed:
             end_process("", 1)  # its own error is on its way to the screen
-        if self._head["verdict"]:
-            return self._line(self._head["verdict"])
+        if self._verdict.end:
+            return self._line(self._verdict.end)
         if self._me == 0:
             return None
         try:
@@ -269,7 +314,7 @@ class Peers:
             return self._line(f"process 0 is gone {_at(self.step)}")
 
     def _end(self, verdict: str) -> None:
-        if self._state != "failed" and not self._leaving:
+        if not self.failed and not self._leaving:
             end_process(self._line(verdict), ExitCode.PEER_LOST)
 
     def _line(self, verdict: str) -> str:
