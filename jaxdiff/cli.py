@@ -21,7 +21,6 @@ from jaxdiff.runtime.stopping import ExitCode
 __all__ = ["run_main", "start"]
 
 DEBUG = "JAXDIFF_DEBUG"
-USAGE = 2
 
 _log = logging.getLogger("jaxdiff")
 
@@ -39,7 +38,7 @@ def run_main(main: Callable[[], int], exits: dict[type[Exception], int] | None =
         The exit code.
     """
     lost = {distributed.PeerError: ExitCode.PEER_LOST}
-    codes: dict[type[Exception], int] = {**(exits or {}), **lost, ValueError: USAGE, OSError: USAGE}
+    codes: dict[type[Exception], int] = {**(exits or {}), **lost, ValueError: ExitCode.USAGE, OSError: ExitCode.USAGE}
     try:
         return main()
     except tuple(codes) as error:

@@ -88,7 +88,7 @@ def test_saving_is_not_disturbed_by_donation(tmp_path):
             big = spoil(big)
         report = writer.wait()
         assert report is not None and report.step == 4 and report.bytes > 0 and 0 < report.seconds < 60
-        assert writer.wait() is None and writer.poll() is None
+        assert writer.wait() is None
         state, _ = writer.restore(big)
     assert_same(state, kept)
 
@@ -253,7 +253,6 @@ def test_the_best_is_never_deleted_also_after_a_restart(tmp_path):
                 writer.wait()
                 best = min((f, s) for s, f in fids.items() if f is not None and s <= step)[1]
                 assert ckpt.valid_steps(tmp_path) == sorted({best, step})
-                assert writer.best() == best
     assert_same(ckpt.restore_params(tmp_path, make_state(2).params, name="params", step=2), make_state(2).params)
 
 

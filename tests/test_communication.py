@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff.runtime.collectives import Collective, collectives, format_collectives, total_sent
+from jaxdiff.runtime.collectives import Collective, collectives, total_sent
 
 
 def compiled(body, split, *, out=None, shape=(16, 8)):
@@ -92,11 +92,9 @@ ENTRY %main (a: f32[2]) -> f32[8] {
     assert rows["collective-permute"].bytes == 28  # counters of eight bytes are not worth telling apart
 
 
-def test_one_device_sends_nothing_and_the_table_can_be_read():
+def test_one_device_sends_nothing():
     alone = jax.jit(functools.partial(jnp.dot, precision="highest")).lower(np.eye(3), np.eye(3)).compile()
     assert collectives(alone) == []
-    lines = format_collectives([Collective("all-reduce", 4, 3, 3_000_000, 4_500_000)])
-    assert lines[1].split() == ["all-reduce", "4", "3", "3.000", "4.500"] and lines[-1].split()[-1] == "4.500"
 
 
 def test_a_program_that_was_only_lowered_is_refused():

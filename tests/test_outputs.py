@@ -106,7 +106,7 @@ def test_pngs_refuse_lengths_and_contradictions(tmp_path):
     with pytest.raises(ValueError, match="seed 1 for the image of seed 0"):
         outputs.write_pngs(tmp_path, images, [0, 1], [{"seed": 1}, {}], seed=0)
     with pytest.raises(ValueError, match="negative"):
-        outputs.png_name(0, -1)
+        outputs.sample_name(0, -1)
 
 
 def test_resume_skips_whole_files_and_makes_torn_ones_again(tmp_path):
@@ -121,14 +121,15 @@ def test_resume_skips_whole_files_and_makes_torn_ones_again(tmp_path):
     flipped[-40] ^= 0xFF  # a bad pixel fails its checksum
     paths[4].write_bytes(bytes(flipped))
     paths[5].rename(tmp_path / "seed1_000077.png")  # the name belies the contents
-    assert outputs.valid_pngs(tmp_path, seed=1) == {0, 1}
     assert outputs.missing_indices(tmp_path, range(6), seed=1) == [2, 3, 4, 5]
-    assert outputs.valid_pngs(tmp_path, seed=2) == {9} and outputs.valid_pngs(tmp_path / "none", seed=1) == set()
+    assert outputs.missing_indices(tmp_path, [9, 10], seed=2) == [10]
+    assert outputs.missing_indices(tmp_path / "none", [1], seed=1) == [1]
 
 
 def test_resume_refuses_to_mix_settings(tmp_path):
     outputs.write_pngs(tmp_path, random_images(1), [0], [META], seed=0)
-    assert outputs.valid_pngs(tmp_path, seed=0, expect={"sampler": "dpmpp_2m", "steps": np.int32(20)}) == {0}
+    same = {"sampler": "dpmpp_2m", "steps": np.int32(20)}
+    assert outputs.missing_indices(tmp_path, [0, 1], seed=0, expect=same) == [1]
     with pytest.raises(ValueError, match="made with steps 20, not 50: write to another directory"):
         outputs.missing_indices(tmp_path, [0, 1], seed=0, expect={"steps": 50})
 

@@ -2,7 +2,6 @@
 
 from jaxdiff.distributed.peers import BROKEN, Beat, Verdict, judge
 
-
 FIRST = Verdict()
 
 

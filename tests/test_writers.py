@@ -1,6 +1,5 @@
 import io
 import json
-import logging
 import struct
 
 import numpy as np
@@ -135,19 +134,3 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     for writer in (log, board, bar):
         writer.close()
     assert not list(tmp_path.iterdir()) and not out.getvalue()
-
-
-def test_messages_go_to_stderr_once(capsys):
-    logger = logging.getLogger("jaxdiff")
-    before = (logger.level, logger.propagate, list(logger.handlers), logging.getLogger("absl").level)
-    try:
-        logs.configure_logging()
-        logs.configure_logging()
-        logger.info("hello")
-        captured = capsys.readouterr()
-        assert captured.err.count("hello") == 1 and not captured.out
-    finally:
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
-        logger.handlers[:] = before[2]
-        logging.getLogger("absl").setLevel(before[3])

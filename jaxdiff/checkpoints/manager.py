@@ -154,12 +154,6 @@ class Checkpoints:
         """Return the newest complete step, or None."""
         return max(valid_steps(self.directory), default=None)
 
-    def best(self) -> int | None:
-        """Return the step that ``keep_best`` holds on to, or None."""
-        metrics = {step: self._retention.metrics.get(step, {}) for step in valid_steps(self.directory)}
-        keep = steps_to_keep(metrics, keep_last=0, keep_best=self._retention.best)
-        return max(keep, default=None)
-
     def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Start to save; returns when the arrays are copied, so that the train step may reuse their memory.
 
@@ -216,19 +210,6 @@ class Checkpoints:
         return SaveError(
             f"Saving step {step} to {self.directory} failed: {reason}. The last good checkpoint is {self.latest()}."
         )
-
-    def poll(self) -> SaveReport | None:
-        """Look whether the running save has ended, without waiting; see ``wait``.
-
-        Returns:
-            Its report, once; None while it runs or when there is none.
-
-        Raises:
-            SaveError: it failed.
-        """
-        if self._pending is None or self._manager().is_saving_in_progress():
-            return None
-        return self.wait()
 
     def wait(self) -> SaveReport | None:
         """Wait until the running save is committed.

@@ -10,7 +10,7 @@ from jaxdiff.outputs.arrays import write_csv, write_npz, write_wav, write_wavs
 from jaxdiff.outputs.atomic import remove_leftovers
 from jaxdiff.outputs.images import image_grid, read_pngs, write_grid, write_pngs
 from jaxdiff.outputs.metadata import Metadata, read_metadata
-from jaxdiff.outputs.sample_files import Suffix, check_settings, missing_indices, png_name, sample_name, valid_pngs
+from jaxdiff.outputs.sample_files import Suffix, check_settings, missing_indices, sample_name
 from jaxdiff.outputs.shards import Shard, check_shard, list_shards, read_shard, shard_name, write_shard
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "image_grid",
     "list_shards",
     "missing_indices",
-    "png_name",
     "read_metadata",
     "read_pngs",
     "read_records",
@@ -34,7 +33,6 @@ __all__ = [
     "remove_leftovers",
     "sample_name",
     "shard_name",
-    "valid_pngs",
     "write_csv",
     "write_gif",
     "write_grid",

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from jaxdiff.outputs.metadata import Metadata, json_values, read_metadata, read_png_metadata
 
-__all__ = ["Suffix", "check_settings", "missing_indices", "png_name", "sample_name", "valid_pngs"]
+__all__ = ["Suffix", "check_settings", "missing_indices", "sample_name"]
 
 Suffix: TypeAlias = Literal[".png", ".wav"]
 
@@ -34,11 +34,6 @@ def sample_name(seed: int, index: int, suffix: Suffix = ".png") -> str:
     return f"seed{seed}_{index:06d}{suffix}"
 
 
-def png_name(seed: int, index: int) -> str:
-    """Name of the PNG of one sample; see `sample_name`."""
-    return sample_name(seed, index)
-
-
 def check_settings(path: str | os.PathLike[str], stored: Metadata, expect: Metadata) -> None:
     """Refuse a file that was made with other settings.
 
@@ -57,30 +52,6 @@ def check_settings(path: str | os.PathLike[str], stored: Metadata, expect: Metad
             )
 
 
-def valid_pngs(directory: str | os.PathLike[str], *, seed: int, expect: Metadata | None = None) -> set[int]:
-    """Tell which samples of a seed are on disk, whole and readable: what a resumed run may skip.
-
-    A torn or damaged file does not count, so that it is written again. Files of other seeds and files with
-    other names (grids) are left out of account.
-
-    Args:
-        directory: where `write_pngs` wrote; need not exist.
-        seed: seed of the run.
-        expect: settings that the files must have been made with, e.g. ``{"sampler": "heun", "steps": 18}``.
-
-    Returns:
-        The indices found.
-
-    Raises:
-        ValueError: a readable file was made with other settings than ``expect``, so the
-            directory would mix two kinds of samples.
-    """
-    matches = (_PNG_NAME.fullmatch(path.name) for path in sorted(Path(directory).glob(f"seed{seed}_*.png")))
-    indices = [int(match[2]) for match in matches if match is not None]
-    missing = set(missing_indices(directory, indices, seed=seed, expect=expect))
-    return {index for index in indices if index not in missing}
-
-
 def missing_indices(
     directory: str | os.PathLike[str],
     indices: Iterable[int],
@@ -95,14 +66,14 @@ def missing_indices(
         directory: where the samples are written; need not exist.
         indices: the samples asked for; no other files are looked at.
         seed: seed of the run.
-        expect: see `valid_pngs`.
+        expect: settings that the files must have been made with; names to JSON values.
         suffix: of the files.
 
     Returns:
         The missing ones, in the order given.
 
     Raises:
-        ValueError: as `valid_pngs`.
+        ValueError: a file that was made with other settings, named with the first that differs.
     """
     wanted, missing = json_values(expect or {}), []
     for index in indices:

@@ -17,25 +17,9 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-__all__ = ["JsonLog", "Progress", "TensorBoardLog", "configure_logging"]
+__all__ = ["JsonLog", "Progress", "TensorBoardLog"]
 
 _log = logging.getLogger("jaxdiff")
-
-
-def configure_logging(level: int = logging.INFO) -> None:
-    """Send the messages of jaxdiff to stderr, once, and keep those of other libraries to warnings.
-
-    Args:
-        level: the least important that is shown; processes other than 0 show warnings only.
-    """
-    logger = logging.getLogger("jaxdiff")
-    logger.setLevel(level if jax.process_index() == 0 else max(level, logging.WARNING))
-    logger.propagate = False
-    logger.handlers.clear()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
-    logger.addHandler(handler)
-    logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 def _plain(value: Any) -> Any:

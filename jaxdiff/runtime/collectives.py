@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["Collective", "collectives", "format_collectives", "total_sent"]
+__all__ = ["Collective", "collectives", "total_sent"]
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -154,14 +154,3 @@ def collectives(program: Any) -> list[Collective]:
 def total_sent(table: list[Collective]) -> int:
     """Bytes that one device sends in one call, all kinds together."""
     return sum(row.sent for row in table)
-
-
-def format_collectives(table: list[Collective]) -> list[str]:
-    """Lines of text for a person: a head, one line for each kind, and the total.
-
-    Args:
-        table: from ``collectives``.
-    """
-    lines = [f"{'collective':20} {'devices':>7} {'runs':>6} {'MB':>10} {'MB sent':>10}"]
-    lines += [f"{c.kind:20} {c.group:7} {c.runs:6} {c.bytes / 1e6:10.3f} {c.sent / 1e6:10.3f}" for c in table]
-    return [*lines, f"{'total':20} {'':7} {sum(c.runs for c in table):6} {'':10} {total_sent(table) / 1e6:10.3f}"]

@@ -21,14 +21,12 @@ class Compiled(NamedTuple):
     Attributes:
         call: the executable; takes arguments of the shapes and shardings that it was compiled for.
         seconds: wall time of tracing, lowering and compiling.
-        flops: floating point operations of one call on one device as counted by the compiler, else None.
         memory_bytes: arguments, outputs and temporaries, less the memory that they share; None if unknown.
         cache_hit: True when it came from the disk cache; None when that cache is off.
     """
 
     call: Callable[..., Any]
     seconds: float
-    flops: float | None
     memory_bytes: int | None
     cache_hit: bool | None
 
@@ -122,7 +120,6 @@ def compile_step(fn: Any, *args: Any) -> Compiled:
         seconds = time.perf_counter() - start
     finally:
         jax.monitoring.unregister_event_listener(listen)
-    cost = compiled.cost_analysis() or {}
     memory = compiled.memory_analysis()
     total = None
     if memory is not None:
@@ -132,7 +129,6 @@ def compile_step(fn: Any, *args: Any) -> Compiled:
             + memory.temp_size_in_bytes
             - memory.alias_size_in_bytes
         )
-    flops = float(cost["flops"]) if "flops" in cost else None
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]: made at run time
     cached = bool(hits) if folder else None
-    return Compiled(compiled, seconds, flops, total, cached)
+    return Compiled(compiled, seconds, total, cached)

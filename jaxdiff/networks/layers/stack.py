@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxdiff.typing import Params
 
-__all__ = ["Remat", "run_block", "run_blocks", "stack_blocks", "unstack_blocks"]
+__all__ = ["Remat", "run_block", "run_blocks", "stack_blocks"]
 
 
 Remat: TypeAlias = bool | Literal["full", "dots", "dots_no_batch"]
@@ -60,8 +60,7 @@ def run_blocks(
     """Apply ``depth`` equal blocks ``h = block(h, *shared, train=train)``.
 
     Without ``scan`` the parameters of block i are under ``{name}{i}``; with it one loop body is compiled for all of
-    them and their parameters are stacked along a first axis under ``{name}s``: ``stack_blocks`` and
-    ``unstack_blocks`` go from one to the other.
+    them and their parameters are stacked along a first axis under ``{name}s``, as ``stack_blocks`` stacks them.
 
     Args:
         make: name -> block; called inside the compact method of the owner, so that the block belongs to it.
@@ -112,17 +111,3 @@ def stack_blocks(params: Params, name: str = "block") -> Params:
     blocks = [params[f"{name}{i}"] for i in numbers]
     rest = {key: value for key, value in params.items() if not pattern.fullmatch(key)}
     return rest | {f"{name}s": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
-
-
-def unstack_blocks(params: Params, name: str = "block") -> Params:
-    """Inverse of ``stack_blocks``.
-
-    Raises:
-        ValueError: there are no stacked blocks of that name.
-    """
-    if f"{name}s" not in params:
-        raise ValueError(f"no parameters of stacked blocks {name}s; there are {sorted(params)}")
-    stacked = params[f"{name}s"]
-    depth = jax.tree.leaves(stacked)[0].shape[0]
-    rest = {key: value for key, value in params.items() if key != f"{name}s"}
-    return rest | {f"{name}{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)}
