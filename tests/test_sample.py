@@ -1,6 +1,8 @@
 """sample.py as a user runs it: everything from the checkpoint, resumable, sample i by (seed, i) alone."""
 
+import dataclasses
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -8,8 +10,10 @@ import pytest
 from PIL import Image
 from runs import TINY, run
 
-from jaxdiff import outputs
+from jaxdiff import config as C
+from jaxdiff import outputs, sampling
 from jaxdiff.sampling import load_run
+from jaxdiff.sampling.request import settings_of
 
 DIGITS = (
     "digits",
@@ -138,3 +142,20 @@ def test_missing_runs_and_labels_of_unconditional_runs_are_named(trained, tmp_pa
     assert broken.returncode == 2 and "error: " in broken.stderr and "Traceback" not in broken.stderr
     label = run("sample.py", trained / "points", "--label", "3")
     assert label.returncode == 2 and "without labels" in label.stderr
+
+
+def test_every_setting_on_which_a_sample_depends_is_recorded():
+    base = C.Config(name="x", parameterization=C.ParameterizationConfig(sigma_data=0.5))
+    request = sampling.Request(None, 0, pathlib.Path())
+
+    def settings(section):
+        config = dataclasses.replace(base, sample=section)
+        return settings_of(sampling.TrainedRun(config, None, None, None, 7, "ema"), request)
+
+    other = {"sampler": "heun", "grid": "vp", "guidance_kind": "power_cosine", "variance": "upper"}
+    other |= {"variance_knob": "sigmoid", "eta": 0.5, "order": 2, "s_noise": 1.01}
+    for field in dataclasses.fields(C.SampleConfig):
+        value = getattr(base.sample, field.name)
+        changed = other.get(field.name, not value if isinstance(value, bool) else (value or 0) + 1)
+        same = settings(dataclasses.replace(base.sample, **{field.name: changed})) == settings(base.sample)
+        assert same is (field.name in ("num", "batch_size")), field.name

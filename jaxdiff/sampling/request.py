@@ -14,17 +14,9 @@ from jaxdiff.typing import Cond, require
 
 __all__ = ["Part", "Request", "cond_of", "labels_of", "parse_labels", "parse_part", "read_inputs", "settings_of"]
 
-OPTIONS = (
-    "guidance_kind",
-    "eta",
-    "order",
-    "s_noise",
-    "s_churn",
-    "variance",
-    "variance_knob",
-    "shift",
-    "brownian",
-)
+NAMED = ("sampler", "steps", "grid", "guidance")
+HOW_MANY = ("num", "batch_size")
+"""Fields of the section ``sample`` on which no sample depends; all others are written beside the samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,16 +114,13 @@ def parse_part(text: str) -> Part:
 
 def settings_of(run: TrainedRun, request: Request) -> dict[str, Any]:
     """Name what all samples of a folder have in common; JSON values."""
-    section = run.config.sample
+    section = dataclasses.asdict(run.config.sample)
     return {
         "recipe": run.config.name,
         "checkpoint_step": run.step,
         "weights": run.weights,
-        "sampler": section.sampler,
-        "steps": section.steps,
-        "grid": section.grid,
-        "guidance": section.guidance,
-        "options": {name: getattr(section, name) for name in OPTIONS},
+        **{name: section[name] for name in NAMED},
+        "options": {name: value for name, value in section.items() if name not in (*NAMED, *HOW_MANY)},
         "labels": None if request.labels is None else request.labels.tolist(),
         **(
             {"inputs": data.fingerprint_of(*(v for kv in sorted(request.inputs.items()) for v in kv))}
