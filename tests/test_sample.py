@@ -156,6 +156,7 @@ def test_every_setting_on_which_a_sample_depends_is_recorded():
     other |= {"variance_knob": "sigmoid", "eta": 0.5, "order": 2, "s_noise": 1.01}
     for field in dataclasses.fields(C.SampleConfig):
         value = getattr(base.sample, field.name)
-        changed = other.get(field.name, not value if isinstance(value, bool) else (value or 0) + 1)
+        number = not value if isinstance(value, bool) else 0 if isinstance(value, str) else (value or 0) + 1
+        changed = other.get(field.name, number)
         same = settings(dataclasses.replace(base.sample, **{field.name: changed})) == settings(base.sample)
         assert same is (field.name in ("num", "batch_size")), field.name
