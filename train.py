@@ -22,6 +22,7 @@ from jaxdiff import cli, distributed
 from jaxdiff.checkpoints import Checkpoints, SaveError
 from jaxdiff.config import Config, from_dict, to_json
 from jaxdiff.config.recipes import load_recipes
+from jaxdiff.outputs.atomic import replacing
 from jaxdiff.run.logs import JsonLog, Progress, TensorBoardLog
 from jaxdiff.run.plan import describe, dry_run, model_flops, peak_flops
 from jaxdiff.run.previews import write_preview
@@ -187,7 +188,8 @@ def train(args: Arguments, peers: distributed.Peers) -> int:
         peers.saved = checkpoints.latest
         state = restore(run, checkpoints, args.resume)
         if distributed.is_main():
-            (run.folder / "config.json").write_text(to_json(from_dict(run.meta["config"])))
+            with replacing(run.folder / "config.json") as file:
+                file.write(to_json(from_dict(run.meta["config"])).encode())
         if int(state.step) >= train.steps:
             log.info("%s already has %d steps; raise --train.steps to go on", run.folder, int(state.step))
             return ExitCode.DONE

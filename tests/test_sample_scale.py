@@ -228,7 +228,7 @@ def test_an_iterator_in_a_thread_raises_here_and_stops_when_left():
         yield from range(n)
         raise KeyError("from the thread")
 
-    got = drawing.behind(items(3))
+    got = data.ahead(items(3), 1)
     assert [next(got) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(KeyError, match="from the thread"):
         next(got)
@@ -239,7 +239,7 @@ def test_an_iterator_in_a_thread_raises_here_and_stops_when_left():
             seen.append(0)
             yield 0
 
-    with contextlib.closing(drawing.behind(endless())) as left:
+    with contextlib.closing(data.ahead(endless(), 1)) as left:
         next(left)
     count = len(seen)
     time.sleep(0.05)

@@ -7,11 +7,12 @@ It is written before the step folder gets its name, so a checkpoint without it w
 
 import concurrent.futures
 import json
-import os
 import pathlib
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
+
+from jaxdiff.outputs.atomic import replacing
 
 __all__ = ["DIGESTS", "Digests", "collect", "read", "seal", "share", "total_bytes", "trouble", "write_part"]
 
@@ -51,12 +52,8 @@ def _text(files: Mapping[str, tuple[int, int]]) -> str:
 
 def _write(folder: pathlib.Path, files: Digests) -> None:
     """Replace the digests in one step: whoever dies or reads meanwhile sees the old or the new ones."""
-    temporary = folder / f"{DIGESTS}.tmp"
-    with temporary.open("w") as file:
-        file.write(_text(files))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / DIGESTS)
+    with replacing(folder / DIGESTS, durable=True) as file:
+        file.write(_text(files).encode())
 
 
 def read(folder: pathlib.Path) -> Digests | None:

@@ -17,6 +17,8 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
+from jaxdiff.outputs.atomic import replacing
+
 __all__ = ["JsonLog", "Progress", "TensorBoardLog"]
 
 _log = logging.getLogger("jaxdiff")
@@ -56,12 +58,8 @@ class JsonLog:
             old = path.read_bytes()
             kept = _lines_until(old, resume_step, path)
             if kept != old:
-                temporary = path.with_name(path.name + ".tmp")
-                with temporary.open("wb") as file:
+                with replacing(path, durable=True) as file:
                     file.write(kept)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
                 _log.info(
                     "%s: removed %d lines after step %d",
                     path,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxdiff import config as C
 from jaxdiff.checkpoints import Checkpoints
+from jaxdiff.outputs.atomic import replacing
 from jaxdiff.typing import Params, require
 
 __all__ = ["Weights", "require_new", "write_weights"]
@@ -33,7 +34,7 @@ def write_weights(
 
     Args:
         folder: run directory, made if needed; must not hold a run.
-        params: the weights, as ``build.param_shapes`` of the model has them.
+        params: the weights, as ``factory.param_shapes`` of the model has them.
         config: configuration of the run.
         meta: the rest of what travels with the weights: "spec", "normalizer" and "data" as train.py writes them.
         step: of the checkpoint, >= 0.
@@ -43,7 +44,8 @@ def write_weights(
     """
     require_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(C.to_json(config))
+    with replacing(folder / "config.json") as file:
+        file.write(C.to_json(config).encode())
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(step, Weights(params), {"config": C.to_dict(config), **meta})
         checkpoints.wait()

@@ -1,10 +1,8 @@
 """Samples by their numbers, in batches over all devices of this process."""
 
 import collections
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +15,7 @@ from jaxdiff.runtime.compilation import compile_step, compiler_options
 from jaxdiff.sampling.request import Request, cond_of
 from jaxdiff.typing import require
 
-__all__ = ["Drawer", "behind", "draw_ahead", "make_drawer", "rows_of_batch", "sample_batches"]
-
-T = TypeVar("T")
+__all__ = ["Drawer", "draw_ahead", "make_drawer", "rows_of_batch", "sample_batches"]
 
 
 class Drawer(NamedTuple):
@@ -158,50 +154,3 @@ def sample_batches(
     drawer = make_drawer(run, request, run.config.sample.batch_size, count=len(numbers), trajectory=trajectory)
     starts = range(0, len(numbers), drawer.rows)
     yield from draw_ahead(drawer, (numbers[start : start + drawer.rows] for start in starts))
-
-
-def behind(items: Iterable[T]) -> Iterator[T]:
-    """Run an iterator in a thread of its own, one item ahead of who consumes it.
-
-    Drawing then goes on while files are encoded and written. An exception of the iterator is raised here; leaving
-    early stops it after the item that it is at.
-
-    Args:
-        items: what to run.
-
-    Yields:
-        Its items.
-    """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-
-    def put(kind: str, value: Any) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put((kind, value), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put("item", item)
-                if stop.is_set():
-                    return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    thread = threading.Thread(target=work, name="drawing", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stop.set()
-        thread.join()

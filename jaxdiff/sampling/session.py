@@ -12,7 +12,7 @@ import numpy as np
 from jaxdiff import data
 from jaxdiff.outputs import Shard
 from jaxdiff.run.trained import TrainedRun
-from jaxdiff.sampling.drawing import behind, draw_ahead, make_drawer
+from jaxdiff.sampling.drawing import draw_ahead, make_drawer
 from jaxdiff.sampling.request import Request, settings_of
 
 __all__ = ["Drawn", "Session", "blocks_of", "shards_of"]
@@ -98,7 +98,7 @@ class Session:
 
         unit = "image" if image else "sample"
         with tqdm(total=self.wanted, initial=self.wanted - missing, unit=unit, disable=None) as bar:
-            for indices, x in behind(decoded()):
+            for indices, x in data.ahead(decoded(), 1):  # drawing goes on while files are written
                 yield indices, x
                 bar.update(min(len(indices), self.wanted - int(bar.n)))
 

@@ -22,6 +22,9 @@ from jaxdiff.typing import require
 
 __all__ = ["write_files", "write_shards", "write_table"]
 
+TRAJECTORY_SAMPLES = 16
+GIF_FRAMES = 120
+
 GRID_SAMPLES = 100
 TABLE_BYTES = 1_000_000_000
 """What a table, which is kept in memory, may take."""
@@ -242,12 +245,6 @@ def _read_parts(folder: pathlib.Path, settings: Mapping[str, Any], x: np.ndarray
         )
         fits = index < len(x)
         x[index[fits]], there[index[fits]] = values[fits], True
-
-
-TRAJECTORY_SAMPLES = 16
-
-
-GIF_FRAMES = 120
 
 
 def run_request(run: TrainedRun, request: Request) -> Iterator[str]:
