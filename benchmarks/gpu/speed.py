@@ -26,7 +26,7 @@ from jaxdiff.networks import count_params
 from jaxdiff.run.plan import model_flops
 from jaxdiff.run.training import Run, batches, first_state, open_run
 from jaxdiff.runtime import cost
-from jaxdiff.runtime.compilation import Compiled, compile_step, compiler_options, enable_cache
+from jaxdiff.runtime.compilation import Compiled, compile_step, enable_cache
 from jaxdiff.training import read_tally
 
 __all__ = ["WORKS", "Ready", "cached", "prepare", "sampler_of", "settle", "time_groups", "write_image"]
@@ -99,7 +99,7 @@ def sampler_of(run: Run, params: Any, count: int, seed: int = 0) -> tuple[Compil
     cond = factory.conditioning(model, np.arange(count) % classes if model.null_cond else None, count)
     draw = jax.jit(
         factory.draw(config, model, guided=False),
-        compiler_options=compiler_options("conv" if factory.conv_network(config.network) else "dense") or None,
+        compiler_options=factory.compile_options(config) or None,
     )
     rest = (keys, factory.grid(config), cond, jnp.float32(1.0))
     compiled = compile_step(draw, params, *rest)

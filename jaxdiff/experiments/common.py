@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from jaxdiff import data, denoisers, factory, sharding
-from jaxdiff.runtime.compilation import compiler_options
 from jaxdiff.sampling import Request, TrainedRun, parse_labels, sample_batches
 from jaxdiff.typing import Denoiser, Params, require
 
@@ -17,7 +16,7 @@ __all__ = ["denoiser_of", "draw_samples", "estimate", "jit_options", "labels_in_
 
 def jit_options(run: TrainedRun) -> dict[str, str | bool]:
     """Compiler options that suit the network of a run."""
-    return compiler_options("conv" if factory.conv_network(run.config.network) else "dense")
+    return factory.compile_options(run.config)
 
 
 def replicated(run: TrainedRun) -> TrainedRun:

@@ -4,11 +4,12 @@ from jaxdiff.factory.data import resolve, source, stand_in
 from jaxdiff.factory.drawing import conditioning, draw, grid, sampler
 from jaxdiff.factory.networks import Model, conv_network, init_params, model, param_shapes, projection
 from jaxdiff.factory.process import noise_levels, parameterization, schedule, weighting
-from jaxdiff.factory.training import averages, loss, optimizer
+from jaxdiff.factory.training import averages, compile_options, loss, optimizer
 
 __all__ = [
     "Model",
     "averages",
+    "compile_options",
     "conditioning",
     "conv_network",
     "draw",

@@ -10,10 +10,11 @@ from jaxdiff import ema, losses
 from jaxdiff.factory.networks import Model
 from jaxdiff.factory.process import noise_levels, steps_of, weighting
 from jaxdiff.losses.augmentation import augmented
+from jaxdiff.runtime.compilation import compiler_options
 from jaxdiff.training import make_optimizer
 from jaxdiff.typing import StagedLoss
 
-__all__ = ["averages", "loss", "optimizer"]
+__all__ = ["averages", "compile_options", "loss", "optimizer"]
 
 
 def loss(config: C.Config, built: Model) -> StagedLoss:
@@ -73,3 +74,9 @@ def averages(config: C.Config) -> tuple[ema.Profile, dict[str, ema.Profile]]:
     if section.ema_half_life is not None:
         return ema.half_life(section.ema_half_life, batch=config.train.batch_size), {}
     return ema.warmup(section.ema), {}
+
+
+def compile_options(config: C.Config) -> dict[str, str | bool]:
+    """Options of the compiler for the programs that hold the network; see ``runtime.compilation.compiler_options``."""
+    kind = "conv" if config.network.convolutional else "dense"
+    return compiler_options(kind, deterministic=config.runtime.deterministic)

@@ -12,7 +12,6 @@ import numpy as np
 from jaxdiff import distributed, factory, outputs, sharding, viz
 from jaxdiff.config import Config
 from jaxdiff.data import Loader, to_uint8
-from jaxdiff.runtime.compilation import compiler_options
 from jaxdiff.typing import Cond, Params, require
 
 __all__ = ["write_preview"]
@@ -52,7 +51,7 @@ def write_preview(
     inputs = {name: np.stack([row[name] for row in rows]) for name in config.data.inputs}
     cond = factory.conditioning(model, labels, padded, inputs)
     guided = config.sample.guidance != 1 and cond is not None and config.loss.cond_dropout > 0
-    options = compiler_options("conv" if factory.conv_network(config.network) else "dense")
+    options = factory.compile_options(config)
     drawn = sharding.on_mesh(factory.draw(config, model, guided=guided), mesh)
     sigmas, scale = np.asarray(factory.grid(config)), np.float32(config.sample.guidance)
 

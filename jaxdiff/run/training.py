@@ -14,7 +14,6 @@ from jaxdiff import data, factory, sharding
 from jaxdiff.checkpoints import Checkpoints, config_differences
 from jaxdiff.config import Config, from_dict, to_dict
 from jaxdiff.runtime import cost
-from jaxdiff.runtime.compilation import compiler_options
 from jaxdiff.training import TrainState, init_state, make_train_step
 from jaxdiff.typing import require
 
@@ -152,9 +151,7 @@ def open_run(config: Config, folder: pathlib.Path, *, planned: bool = False) -> 
         steps_per_call=config.runtime.steps_per_call,
         fetch=None if store is None else data.fetcher(loader),
         state_sharding=placement,
-        compiler_options=compiler_options(
-            "conv" if factory.conv_network(config.network) else "dense", deterministic=config.runtime.deterministic
-        ),
+        compiler_options=factory.compile_options(config),
     )
     meta = {
         "config": to_dict(config),

@@ -11,7 +11,7 @@ import numpy as np
 from jaxdiff import factory, guidance, sharding
 from jaxdiff.denoisers import make_denoiser
 from jaxdiff.run.trained import TrainedRun
-from jaxdiff.runtime.compilation import compile_step, compiler_options
+from jaxdiff.runtime.compilation import compile_step
 from jaxdiff.sampling.request import Request, cond_of
 from jaxdiff.typing import require
 
@@ -89,7 +89,7 @@ def make_drawer(run: TrainedRun, request: Request, most: int, *, count: int, tra
     devices = len(mesh.devices.flat)
     rows = rows_of_batch(count, most, devices)
     run = run._replace(params=jax.device_put(run.params, sharding.state_sharding(run.params, mesh)))
-    options = compiler_options("conv" if factory.conv_network(run.config.network) else "dense")
+    options = factory.compile_options(run.config)
     function = factory.draw(run.config, run.model, guided=_guided(run, request), trajectory=trajectory)
     root = jax.random.key(request.seed)
     sigmas, scale = jax.device_put((factory.grid(run.config), jnp.float32(section.guidance)), everywhere)
