@@ -15,19 +15,23 @@ __all__ = [
     "Coefficients",
     "Cond",
     "Denoiser",
+    "Estimate",
     "Keys",
     "Loss",
     "Mean",
     "Metrics",
     "Network",
     "NoiseSource",
+    "PairDenoiser",
     "Parameterization",
     "Params",
     "Sampler",
     "Schedule",
     "StagedLoss",
     "expand_to",
+    "replace_x0",
     "require",
+    "x0_of",
 ]
 
 Params: TypeAlias = Any
@@ -116,6 +120,32 @@ class Denoiser(Protocol):
         cond: Cond = None,
     ) -> Float[Array, "batch ..."]:
         """Return the estimate of x0; same shape as ``x``."""
+        ...
+
+
+class Estimate(NamedTuple):
+    """What a network that learns the range of its variances estimates; both like ``x``.
+
+    Attributes:
+        x0: ``E[x0 | x]``.
+        fraction: where the variance of DDPM's step lies between its two bounds, 0 at the lower and 1 at the upper.
+    """
+
+    x0: Array
+    fraction: Array
+
+
+@runtime_checkable
+class PairDenoiser(Protocol):
+    """A denoiser that estimates a variance too; guided, its fraction stays that under the condition."""
+
+    def __call__(
+        self,
+        x: Float[Array, "batch ..."],
+        sigma: Float[Array, ""] | Float[Array, " batch"],
+        cond: Cond = None,
+    ) -> Estimate:
+        """Return the estimate of x0 and the fraction, both of the shape of ``x``."""
         ...
 
 
@@ -223,6 +253,16 @@ def expand_to(value: jax.Array | float, x: jax.Array) -> jax.Array:
     if value.ndim == 0:
         return value
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+
+def x0_of(estimate: Array | Estimate) -> Array:
+    """The estimate of x0, of a :class:`Denoiser` or of a :class:`PairDenoiser`."""
+    return estimate.x0 if isinstance(estimate, Estimate) else estimate
+
+
+def replace_x0(estimate: Array | Estimate, x0: Array) -> Any:
+    """``estimate`` with another x0; what else it holds stays."""
+    return estimate._replace(x0=x0) if isinstance(estimate, Estimate) else x0
 
 
 def require(ok: bool, message: str) -> None:

@@ -6,8 +6,18 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import compiled
 from jaxdiff.samplers.coefficients import data_moments, history, noise_moments, orders, split
-from jaxdiff.samplers.integrators import Options, Stage, linear_steps, slopes, stage_steps
+from jaxdiff.samplers.integrators import (
+    Options,
+    Stage,
+    StagePlan,
+    linear_steps,
+    run_stages,
+    slopes,
+    stage_plan,
+    stage_steps,
+)
 from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_choice, check_not_negative
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.samplers.second_order import check_eta
@@ -212,28 +222,36 @@ def dpm_fast(
     check_not_negative("s_noise", s_noise)
     grid = as_grid(x, sigmas, inversion=is_zero(eta), values=(eta, s_noise))
     source = None if is_zero(eta) else as_noise(key, x, "dpm_fast with eta > 0")
-    states, n = [x[None]], grid.num_steps
+    plans, n = [], grid.num_steps
     for start, stop, order in _runs(n, calls):
         part = grid._replace(sigmas=grid.sigmas[start : stop + 1], to_zero=grid.to_zero if stop == n else False)
         down, up = part.inner, part.inner * 0
         if source is not None and stop < n:
             down, up = split(part.here, part.inner, eta, part.xp)
         stages = exponential_stages(part, down, order, predict="eps")
-        x = stage_steps(
-            denoiser,
-            x,
+        plan = stage_plan(
             part,
             [*stages[:-1], stages[-1]._replace(noise=[s_noise * up])],
-            Options(cond, trajectory, unroll),
+            x,
             zero=None,
-            source=source,
             intervals=[(part.here, part.there)],
             first_step=start + first_step,
         )
-        if trajectory:
-            states.append(x[1][1:])
-            x = x[0]
-    return (x, jnp.concatenate(states)) if trajectory else x
+        plans.append(plan)
+    return _in_turn(denoiser, x, plans, source, Options(cond, trajectory, unroll))
+
+
+@compiled
+def _in_turn(
+    denoiser: Denoiser, x: Array, plans: Sequence[StagePlan], source: NoiseSource | None, options: Options
+) -> Result:
+    """Runs of steps one after the other."""
+    states = [x[None]]
+    for plan in plans:
+        out = run_stages(denoiser, x, plan, source, options)
+        x = out[0] if options.trajectory else out
+        states += [out[1][1:]] if options.trajectory else []
+    return (x, jnp.concatenate(states)) if options.trajectory else x
 
 
 def _runs(n: int, calls: int | None) -> list[tuple[int, int, int]]:

@@ -2,6 +2,7 @@
 
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import compiled
 from jaxdiff.samplers.coefficients import split
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
 from jaxdiff.samplers.loop import Result, Scalar, Sigmas, as_grid, cast, check_not_negative, estimate, pack, scan_steps
@@ -181,14 +182,20 @@ def flow_euler(
     grid = as_grid(x, sigmas, inversion=True)
     weight = (grid.here - grid.there) / (grid.here * (1 + grid.there))  # 1 - a'/a
     rows = cast((grid.here, weight, 1 + grid.here, 1 + grid.there), x)
+    return _mixing_steps(denoiser, x, rows, Options(cond, trajectory, unroll))
+
+
+@compiled
+def _mixing_steps(denoiser: Denoiser, x: Array, rows: tuple[Array, ...], options: Options) -> Result:
+    """The steps of :func:`flow_euler`, on u."""
 
     def step(mix: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
         sigma, weight, before, after = row
-        pred = estimate(denoiser, before * mix, sigma, cond)
+        pred = estimate(denoiser, before * mix, sigma, options.cond)
         mix = mix * (1 - weight) + pred * weight
         return mix, after * mix
 
-    mix, states = scan_steps(step, x / rows[2][0], rows, trajectory=trajectory, unroll=unroll)
+    mix, states = scan_steps(step, x / rows[2][0], rows, trajectory=options.trajectory, unroll=options.unroll)
     return pack(x, mix * rows[3][-1], states)
 
 

@@ -1,8 +1,12 @@
 """Samplers of the score-SDE family: discretised reverse SDEs, with or without Langevin corrections."""
 
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import compiled, number
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
 from jaxdiff.samplers.loop import Result, Scalar, Sigmas, as_grid, cast, check_not_negative, estimate, pack, scan_steps
 from jaxdiff.samplers.noise import as_noise, is_zero
@@ -149,18 +153,34 @@ def predictor_corrector(
     grid = as_grid(x, sigmas, inversion=False)
     source = as_noise(key, x, "predictor_corrector", again=True)
     std = grid.xp.where(grid.there > 0, grid.xp.sqrt((grid.here - grid.there) * (grid.here + grid.there)), 0.0)
-    index = (jnp.arange(grid.num_steps) + first_step) * (corrections + 1)
+    index = (np.arange(grid.num_steps) + first_step) * (corrections + 1)
     rows = cast((grid.here, grid.there, (grid.there / grid.here) ** 2, std), x)
+    return _corrected_steps(
+        denoiser, x, (index, rows), source, corrections, number(snr), Options(cond, trajectory, unroll)
+    )
+
+
+@compiled
+def _corrected_steps(
+    denoiser: Denoiser,
+    x: Array,
+    rows: Any,
+    source: NoiseSource,
+    corrections: int,
+    snr: Scalar,
+    options: Options,
+) -> Result:
+    """The steps of :func:`predictor_corrector`."""
 
     def step(x: Array, row: tuple[Array, tuple[Array, ...]]) -> tuple[Array, Array]:
         index, (here, there, keep, std) = row
         gain = 2 * (snr * here) ** 2
         for j in range(corrections):
-            score = (estimate(denoiser, x, here, cond) - x) / here**2
+            score = (estimate(denoiser, x, here, options.cond) - x) / here**2
             x = x + gain * score + jnp.sqrt(2 * gain) * source(index + j, here, here, x)
-        pred = estimate(denoiser, x, here, cond)
+        pred = estimate(denoiser, x, here, options.cond)
         x = pred + keep * (x - pred) + std * source(index + corrections, here, there, x)
         return x, x
 
-    last, states = scan_steps(step, x, (index, rows), trajectory=trajectory, unroll=unroll)
+    last, states = scan_steps(step, x, rows, trajectory=options.trajectory, unroll=options.unroll)
     return pack(x, last, states)
