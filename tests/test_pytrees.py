@@ -13,7 +13,8 @@ from jaxdiff import noise_levels, pytrees, samplers, schedules
 from jaxdiff import parameterizations as P
 from jaxdiff.denoisers import make_denoiser
 from jaxdiff.losses import EDMWeighting, MinSNR, P2Weighting, Simple, SoftMinSNR
-from jaxdiff.networks import MLP, as_network, init_params
+from jaxdiff.networks import MLP, as_network, init_params, plain_forms
+from jaxdiff.networks.kernels.forms import plain
 
 SCHEDULES = {
     "linear": schedules.Linear(num_steps=20, rescale=True),
@@ -133,3 +134,19 @@ def test_programs_that_are_no_longer_used_let_go_of_what_they_hold(monkeypatch):
     pytrees._program.cache_clear()  # what happens to the one used longest ago, when there are too many
     gc.collect()
     assert not any(ref() is not None for ref in kept)
+
+
+def test_one_form_of_a_network_is_not_taken_for_the_other():
+    """Equal networks share their programs; those traced in the plain forms, for a count of operations, are others."""
+    seen = []
+
+    def call(x):
+        seen.append(plain())
+        return x
+
+    jitted = jax.jit(pytrees.bind(call))
+    jitted(1.0)
+    with plain_forms():
+        jitted(1.0)
+    jitted(1.0)
+    assert seen == [False, True]

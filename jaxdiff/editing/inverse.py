@@ -25,7 +25,7 @@ from jaxdiff.typing import Cond, Denoiser, Estimate, expand_to, replace_x0
 __all__ = ["ddnm", "dps", "dps_normalised", "moment_matching", "pigdm"]
 
 State: TypeAlias = Float[Array, "b ..."]
-"""x, an estimate of x0, or measurements."""
+"""x or an estimate of x0."""
 
 Level: TypeAlias = Float[Array, "*one_or_batch"]
 """Noise level sigma, of shape () or (batch,)."""
@@ -78,7 +78,7 @@ def dps(
 def _dps(
     denoiser: Denoiser,
     operator: LinearOperator,
-    y: State,
+    y: Array,
     noise_std: Scalar,
     scale: Scalar,
     x: State,
@@ -130,7 +130,7 @@ def dps_normalised(
 def _dps_normalised(
     denoiser: Denoiser,
     operator: LinearOperator,
-    y: State,
+    y: Array,
     grid: Array,
     zeta: Scalar,
     x: State,
@@ -191,7 +191,7 @@ def pigdm(
 def _pigdm(
     denoiser: Denoiser,
     operator: LinearOperator,
-    y: State,
+    y: Array,
     noise_std: Scalar,
     variance: Variance,
     x: State,
@@ -233,7 +233,7 @@ def ddnm(denoiser: Denoiser, operator: LinearOperator, y: Float[Array, "b ..."])
     return bind(_ddnm, denoiser, operator, y)
 
 
-def _ddnm(denoiser: Denoiser, operator: LinearOperator, y: State, x: State, sigma: Level, cond: Cond = None) -> Output:
+def _ddnm(denoiser: Denoiser, operator: LinearOperator, y: Array, x: State, sigma: Level, cond: Cond = None) -> Output:
     pred, out = split_call(denoiser, x, sigma, cond)
     return replace_x0(out, pred + jax.vmap(operator.pseudo_inverse)(residual_of(operator, y, pred)))
 
@@ -282,7 +282,7 @@ def moment_matching(
 def _moment_matching(
     denoiser: Denoiser,
     operator: LinearOperator,
-    y: State,
+    y: Array,
     noise_std: Scalar,
     iterations: int,
     x: State,
