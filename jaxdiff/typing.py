@@ -151,7 +151,29 @@ class PairDenoiser(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Brings ``x`` from noise level ``sigmas[0]`` to ``sigmas[-1]``."""
+    """Brings ``x`` from noise level ``sigmas[0]`` to ``sigmas[-1]``.
+
+    All samplers share these arguments; each documents its equation, its order, its calls of the denoiser, and the
+    options that are its own.
+
+    Args:
+        denoiser: (x, sigma, cond) -> x0.
+        x: state at noise level ``sigmas[0]``, shape (batch, ...), float32 or float64.
+        sigmas: shape (n + 1,), strictly decreasing from above 0, the last one possibly 0. Where a method says so, also
+            increasing, for inversion. Known values are checked; they may be traced.
+        key: one key, one per sample (sample i then depends on key i alone), or a noise source. Methods without noise
+            do not use it, the others need it.
+        cond: conditioning inputs given to every call of the denoiser.
+        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
+        s_noise: factor of the standard deviation of the noise, 0 or more.
+        ends_at_zero: whether the last sigma is 0, which saves a call; None looks where it can. A promise broken by
+            traced sigmas makes the result NaN.
+        trajectory: also return the states, shape (n + 1, batch, ...).
+        unroll: steps per iteration of the compiled loop, at least 1.
+
+    Returns:
+        x at noise level ``sigmas[-1]``, or (x, states) with ``trajectory``.
+    """
 
     def __call__(
         self,

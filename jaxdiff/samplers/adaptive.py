@@ -67,11 +67,7 @@ def dpm_adaptive(
     slowest. A sample that is not done after ``max_steps`` is NaN. Not differentiable in reverse.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``eta`` is the number 0.
         order: 3 or 2.
         rtol: relative tolerance.
         atol: absolute tolerance; the default is for images in [-1, 1].
@@ -79,8 +75,6 @@ def dpm_adaptive(
         coefficients: proportional, integral and derivative coefficient of the controller.
         safety: lowest factor of the next step at which a step is accepted, in (0, 1).
         eta: share of the noise that is drawn anew, in [0, 1]; each step then has the lower order.
-        s_noise: factor of the standard deviation of the noise.
-        ends_at_zero: as for :func:`jaxdiff.samplers.heun`.
         max_steps: steps tried at most.
         stats: also return what was done.
 
@@ -218,14 +212,9 @@ def rk45(
     second last, and the estimate from there. A sample that needs more than ``max_steps`` is NaN.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         rtol: relative tolerance of one step.
         atol: absolute tolerance of one step.
-        ends_at_zero: as for :func:`jaxdiff.samplers.heun`.
         max_steps: steps tried at most.
         stats: also return what was done.
         trajectory: also return the states at all the sigmas, shape (n + 1, batch, ...).

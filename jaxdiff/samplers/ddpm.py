@@ -43,19 +43,10 @@ def ddpm(
 
     Args:
         denoiser: (x, sigma, cond) -> x0, or (x0, f) for the learned variance.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``noise_scale`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``noise_scale`` is the number 0.
         variance: "lower" (exact for data that are one point), "upper" (for data of unit variance), "learned".
         noise_scale: factor of the standard deviation of the noise, 0 or more: a number, or one per step,
             shape (n,), such as :func:`variance_knob` gives.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for an unknown variance, a negative or wrongly shaped ``noise_scale``, a missing key, or

@@ -44,16 +44,7 @@ def dpmpp_2m(
     The memory starts empty, so two runs over the halves of a grid are not one run.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
+        sigmas: decreasing, or increasing for inversion.
 
     Raises:
         ValueError: for sigmas or a state that cannot be used.
@@ -90,18 +81,9 @@ def dpmpp_3m(
     takes D: the result is then the last estimate. n calls of the denoiser.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         curvature: c; 1 is the published method, 2 the third-order one.
         lower_at_end: take orders 2 and 1 in the last two steps; steadier with few steps.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for sigmas or a state that cannot be used.
@@ -141,21 +123,12 @@ def dpm_solver(
     step, but 1 for a step known to go to 0.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         order: 1, 2 or 3.
         multistep: take slopes from the steps before rather than from points within the step.
         predict: "eps" (DPM-Solver) or "x0" (DPM-Solver++).
         lower_at_end: let the order of multistep fall to 1 in the last steps; steadier with few steps.
         ends_at_zero: as for :func:`jaxdiff.samplers.heun`, for single steps.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for an unknown order or prediction, sigmas or a state that cannot be used, or sigmas that
@@ -196,20 +169,9 @@ def dpm_fast(
     step is ancestral, but for the last.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``eta`` is the number 0.
         calls: of the denoiser: 3n - 3 (the default, except 1 for n = 1), 3n - 2 or 3n - 1.
         eta: share of the noise that is drawn anew, in [0, 1]; may be traced.
-        s_noise: factor of the standard deviation of the noise.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for calls that the steps cannot spend, ``eta`` outside [0, 1], a missing key, or sigmas or a state

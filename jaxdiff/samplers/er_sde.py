@@ -49,20 +49,8 @@ def er_sde(
     sigma' = 0 gives the last estimate. n calls of the denoiser.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source.
-        cond: conditioning inputs given to every call of the denoiser.
         stages: 1 to 3; terms of the expansion of the estimates.
         law: phi; written with ``jax.numpy``. phi(sigma)/sigma must not decrease.
-        s_noise: factor of the standard deviation of the noise.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for another number of stages, a missing key, or sigmas or a state that cannot be used.
