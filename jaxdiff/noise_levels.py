@@ -5,7 +5,6 @@ evenly spread with one random offset, which lowers the variance of the loss and 
 """
 
 import dataclasses
-import math
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Key
 
+from jaxdiff.pytrees import log, pytree
 from jaxdiff.schedules import DiscreteSchedule
 from jaxdiff.typing import Schedule, require
 
@@ -39,6 +39,7 @@ def _uniform(key: Key[Array, ""], n: int) -> Float[Array, " n"]:
     return jax.random.uniform(key, (n,), minval=tiny, maxval=1 - tiny)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformTime:
     """``t`` uniform: over the T steps of a discrete schedule, or over [t_min, t_max] of a continuous one.
@@ -68,6 +69,7 @@ class UniformTime:
         return self.quantile(_uniform(key, n))
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogNormal:
     """``ln sigma ~ N(mean, std^2)``.
@@ -90,6 +92,7 @@ class LogNormal:
         return jnp.exp(self.mean + self.std * jax.random.normal(key, (n,)))
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogUniform:
     """``ln sigma`` uniform between ``ln sigma_min`` and ``ln sigma_max``.
@@ -108,13 +111,14 @@ class LogUniform:
 
     def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
         """Noise level below which a fraction ``u`` of the draws lies."""
-        return jnp.exp(math.log(self.sigma_min) + u * math.log(self.sigma_max / self.sigma_min))
+        return jnp.exp(log(self.sigma_min) + u * log(self.sigma_max / self.sigma_min))
 
     def __call__(self, key: Key[Array, ""], n: int) -> Float[Array, " n"]:
         """Return n noise levels."""
         return self.quantile(_uniform(key, n))
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitNormal:
     """``logit t ~ N(mean, std^2)`` on a continuous schedule, by default of a rectified flow.
@@ -139,6 +143,7 @@ class LogitNormal:
         return self.schedule.noise_level(jax.nn.sigmoid(self.mean + self.std * normal))
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NormalTime:
     """``t ~ N(0, 1)`` on the straight path ``(1 - t) x0 + t eps``, times outside [0, 1] included.
@@ -159,6 +164,7 @@ class NormalTime:
         return t / (1 - t)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True)
 class LowDiscrepancy:
     """The distribution ``base`` drawn with ``u_i = (i + u) / n``, u one uniform number per batch.

@@ -13,6 +13,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import pytree
 from jaxdiff.schedules import VP, DiscreteSchedule, Linear, RectifiedFlow, ZeroTerminalSNR
 from jaxdiff.typing import Coefficients, Schedule, require
 
@@ -37,6 +38,7 @@ def _refuse_zero_snr(schedule: Schedule, target: str) -> None:
     )
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Eps:
     """``F`` estimates eps: ``x0 = x - sigma F``.
@@ -58,6 +60,7 @@ class Eps:
         return Coefficients(one, -sigma, self.schedule.alpha_at(sigma), time_condition(self.schedule, sigma))
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class X0:
     """``F`` estimates x0 itself.
@@ -73,6 +76,7 @@ class X0:
         return Coefficients(zero, zero + 1, self.schedule.alpha_at(sigma), time_condition(self.schedule, sigma))
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class V:
     """``F`` estimates ``v = alpha eps - sigma_t x0``.
@@ -91,6 +95,7 @@ class V:
         return Coefficients(skip, -sigma * skip / alpha, alpha, time_condition(self.schedule, sigma))
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flow:
     """``F`` estimates the velocity ``eps - x0``: ``x0 = (x_t - sigma_t F) / (alpha + sigma_t)``.
@@ -107,6 +112,7 @@ class Flow:
         return Coefficients(skip, -sigma * skip, alpha, time_condition(self.schedule, sigma))
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
     """``F`` estimates ``grad log p_t(x_t)``: ``x0 = (x_t + sigma_t^2 F) / alpha``.
@@ -129,6 +135,7 @@ class Score:
         return Coefficients(jnp.ones_like(sigma), out, alpha, time_condition(self.schedule, sigma))
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EDM:
     """EDM preconditioning: unit-variance inputs and targets for data of standard deviation ``sigma_data``.
@@ -154,6 +161,7 @@ class EDM:
         return Coefficients(skip, sigma * self.sigma_data * inp, inp, jnp.log(sigma) / 4)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VPPrecond:
     """VP column of EDM's table 1: an eps network told ``(M - 1) t(sigma)``.
@@ -170,6 +178,7 @@ class VPPrecond:
         return Coefficients(jnp.ones_like(sigma), -sigma, self.schedule.alpha_at(sigma), noise)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VEPrecond:
     """VE column of EDM's table 1: ``x0 = x + sigma F(x; ln(sigma / 2))``.

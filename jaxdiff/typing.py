@@ -15,19 +15,23 @@ __all__ = [
     "Coefficients",
     "Cond",
     "Denoiser",
+    "Estimate",
     "Keys",
     "Loss",
     "Mean",
     "Metrics",
     "Network",
     "NoiseSource",
+    "PairDenoiser",
     "Parameterization",
     "Params",
     "Sampler",
     "Schedule",
     "StagedLoss",
     "expand_to",
+    "replace_x0",
     "require",
+    "x0_of",
 ]
 
 Params: TypeAlias = Any
@@ -119,9 +123,57 @@ class Denoiser(Protocol):
         ...
 
 
+class Estimate(NamedTuple):
+    """What a network that learns the range of its variances estimates; both like ``x``.
+
+    Attributes:
+        x0: ``E[x0 | x]``.
+        fraction: where the variance of DDPM's step lies between its two bounds, 0 at the lower and 1 at the upper.
+    """
+
+    x0: Array
+    fraction: Array
+
+
+@runtime_checkable
+class PairDenoiser(Protocol):
+    """A denoiser that estimates a variance too; guided, its fraction stays that under the condition."""
+
+    def __call__(
+        self,
+        x: Float[Array, "batch ..."],
+        sigma: Float[Array, ""] | Float[Array, " batch"],
+        cond: Cond = None,
+    ) -> Estimate:
+        """Return the estimate of x0 and the fraction, both of the shape of ``x``."""
+        ...
+
+
 @runtime_checkable
 class Sampler(Protocol):
-    """Brings ``x`` from noise level ``sigmas[0]`` to ``sigmas[-1]``."""
+    """Brings ``x`` from noise level ``sigmas[0]`` to ``sigmas[-1]``.
+
+    All samplers share these arguments; each documents its equation, its order, its calls of the denoiser, and the
+    options that are its own.
+
+    Args:
+        denoiser: (x, sigma, cond) -> x0.
+        x: state at noise level ``sigmas[0]``, shape (batch, ...), float32 or float64.
+        sigmas: shape (n + 1,), strictly decreasing from above 0, the last one possibly 0. Where a method says so, also
+            increasing, for inversion. Known values are checked; they may be traced.
+        key: one key, one per sample (sample i then depends on key i alone), or a noise source. Methods without noise
+            do not use it, the others need it.
+        cond: conditioning inputs given to every call of the denoiser.
+        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
+        s_noise: factor of the standard deviation of the noise, 0 or more.
+        ends_at_zero: whether the last sigma is 0, which saves a call; None looks where it can. A promise broken by
+            traced sigmas makes the result NaN.
+        trajectory: also return the states, shape (n + 1, batch, ...).
+        unroll: steps per iteration of the compiled loop, at least 1.
+
+    Returns:
+        x at noise level ``sigmas[-1]``, or (x, states) with ``trajectory``.
+    """
 
     def __call__(
         self,
@@ -223,6 +275,16 @@ def expand_to(value: jax.Array | float, x: jax.Array) -> jax.Array:
     if value.ndim == 0:
         return value
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+
+def x0_of(estimate: Array | Estimate) -> Array:
+    """The estimate of x0, of a :class:`Denoiser` or of a :class:`PairDenoiser`."""
+    return estimate.x0 if isinstance(estimate, Estimate) else estimate
+
+
+def replace_x0(estimate: Array | Estimate, x0: Array) -> Any:
+    """``estimate`` with another x0; what else it holds stays."""
+    return estimate._replace(x0=x0) if isinstance(estimate, Estimate) else x0
 
 
 def require(ok: bool, message: str) -> None:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import samplers
+from jaxdiff.denoisers import make_denoiser
+from jaxdiff.parameterizations import EDM
 from jaxdiff.typing import expand_to
 
 
@@ -72,6 +74,21 @@ def point_mass(x0):
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
+programs = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: (
+        programs.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
+    )
+)
+
+
+def compilations(function, *args, **options):
+    """How many programs a call compiles."""
+    before = len(programs)
+    jax.block_until_ready(function(*args, **options))
+    return len(programs) - before
+
+
 SHAPE = (3, 2)
 KEY = jax.random.key(7)
 
@@ -84,6 +101,15 @@ def start(sigma_max, batch=4, shape=SHAPE):
 def shrink(x, sigma, cond=None):
     """Exact denoiser of N(0, 0.5^2)."""
     return x * (0.25 / (0.25 + sigma**2))
+
+
+def learned(weight):
+    """Denoiser of a network with one parameter, which is also told its noise; a pytree."""
+    return make_denoiser(_network, jnp.float32(weight), EDM(sigma_data=0.5))
+
+
+def _network(weight, x, noise_cond, cond=None, key=None):
+    return jnp.tanh(weight * x + expand_to(noise_cond, x))
 
 
 def bend(x, sigma, cond=None):

@@ -1,11 +1,13 @@
 """``jaxdiff.sample``: what it draws, what it compiles, what it refuses."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conditional import gaussians, power_of_gaussians
-from oracles import mixture
+from oracles import compilations, learned, mixture
 
 import jaxdiff
 from jaxdiff import grids, guidance, samplers
@@ -48,6 +50,31 @@ def test_only_what_changes_the_program_compiles_again():
     assert len(traces) == once
     draw(0, sampler="euler")
     assert len(traces) > once
+
+
+def test_other_weights_scales_and_levels_compile_nothing_and_leave_nothing_behind():
+    def draw(weight, scale, grid):
+        options = dict(cond={"kind": jnp.zeros(6, int)}, null_cond={"kind": 3}, guidance=scale, sampler="heun")
+        return np.asarray(jaxdiff.sample(learned(weight), KEYS, (2,), grid=grid, **options))
+
+    grid = grids.karras(5)
+    draw(0.3, 2.0, grid)
+    assert compilations(draw, 0.5, 3.0, grids.exponential(5)) == 0
+    gc.collect()
+    held = len(jax.live_arrays())
+    for weight in range(20):
+        draw(0.1 * weight, 2.0, grid)
+    gc.collect()
+    assert len(jax.live_arrays()) <= held
+
+
+def test_guidance_by_a_function_compiles_once_for_all_its_numbers():
+    def draw(scale):
+        cond, guide = {"kind": jnp.zeros(6, int)}, lambda d: guidance.classifier_free(d, scale, {"kind": 3})
+        return jaxdiff.sample(gaussians, KEYS, (2,), guidance=guide, cond=cond, sampler="euler", steps=3)
+
+    draw(1.5)
+    assert compilations(draw, 2.5) == 0
 
 
 def test_guidance_by_scale_and_by_function():

@@ -19,8 +19,10 @@ from conditional import (
     denoiser,
     log_prob,
 )
+from oracles import compilations, quick_jit
 
-from jaxdiff import grids, guidance, samplers
+from jaxdiff import denoisers, editing, grids, guidance, samplers
+from jaxdiff.typing import Estimate
 
 EVERY = pytest.mark.parametrize("name", GUIDANCE)
 SIGMAS = jnp.asarray([0.4, 1.3, 2.0, 7.0, 1.3])
@@ -97,6 +99,67 @@ def test_a_new_scale_does_not_recompile_and_vmap_and_scan_agree_with_loops(name)
     assert run._cache_size() == 1
     several = jax.vmap(lambda w: GUIDANCE[name](denoiser, w)(X, SIGMA, COND))(jnp.asarray([0.7, 2.5]))
     np.testing.assert_allclose(several[1], GUIDANCE[name](denoiser, 2.5)(X, SIGMA, COND), rtol=1e-5, atol=1e-5)
+
+
+def pytrees(name):
+    """The guidance ``name`` at scale w: that of the registry takes its conditions when called, and is a function."""
+    if name == "composed":
+        return lambda w: guidance.composed(denoiser, [OTHER, {"label": 1, "context": jnp.ones(2)}], [w, -0.3], NULL)
+    return lambda w: GUIDANCE[name](denoiser, w)
+
+
+@EVERY
+def test_a_guided_denoiser_is_a_pytree_whose_scale_is_a_leaf(name):
+    build, cond = pytrees(name), None if name == "composed" else COND
+    call = quick_jit(jax.value_and_grad(lambda guided: jnp.sum(guided(X, SIGMA, cond)), allow_int=True))
+    for w in (0.7, 2.5):
+        total, slope = call(build(w))
+        np.testing.assert_allclose(total, jnp.sum(build(w)(X, SIGMA, cond)), rtol=1e-5)
+        assert type(slope) is type(build(w))
+    assert call._cache_size() == 1 and 2.5 in [leaf for leaf in jax.tree.leaves(build(2.5)) if jnp.ndim(leaf) == 0]
+    grid = np.asarray([3.0, 1.0, 0.2])
+    compilations(samplers.euler, build(0.7), X, grid, cond=cond)
+    assert compilations(samplers.euler, build(2.5), X, grid, cond=cond) == 0
+
+
+@EVERY
+def test_the_variance_of_a_pair_stays_that_under_the_condition(name):
+    def pair(x, sigma, cond=None):
+        return Estimate(denoiser(x, sigma, cond), jnp.broadcast_to(cond["label"][:, None] / 10.0, x.shape))
+
+    if name in ("autoguidance", "composed"):  # the registry's have a second model, or conditions of their own
+        return
+    x0, fraction = guidance.keep_range(pair, lambda d: GUIDANCE[name](d, 2.5))(X, SIGMA, COND)
+    np.testing.assert_allclose(x0, GUIDANCE[name](denoiser, 2.5)(X, SIGMA, COND), rtol=1e-6)
+    np.testing.assert_allclose(fraction, pair(X, SIGMA, COND).fraction)
+
+
+def test_a_pair_goes_through_gradients_clipping_and_intervals():
+    """A list filled while tracing would leak a tracer from the gradient."""
+
+    def pair(x, sigma, cond=None):
+        x0 = x / (1 + sigma**2)
+        return x0, jax.nn.sigmoid(x)
+
+    operator, y = editing.masking(np.asarray([True, False])), jnp.ones((5, 2))
+    guides = {
+        "dps": lambda d: editing.dps(d, operator, y, noise_std=0.5),
+        "pigdm": lambda d: editing.pigdm(d, operator, y),
+        "ddnm": lambda d: editing.ddnm(d, operator, y),
+        "moment_matching": lambda d: editing.moment_matching(d, operator, y, noise_std=0.5),
+        "clip": lambda d: denoisers.clip(d),
+        "threshold": lambda d: denoisers.dynamic_threshold(d),
+        "interval": lambda d: guidance.interval(denoisers.clip(d), d, 1.0, 2.0),
+        "inpaint": lambda d: guidance.inpaint(d, y, jnp.asarray([True, False])),
+    }
+    grid = np.asarray([1.3, 0.5, 0.0])
+    for name, guide in guides.items():
+        guided, alone = guidance.keep_range(pair, guide), guide(lambda x, s, c=None: pair(x, s)[0])
+        (x0, fraction), wanted = quick_jit(lambda x, g=guided, a=alone: (g(x, SIGMA), a(x, SIGMA)))(X)
+        np.testing.assert_allclose(x0, wanted, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(fraction, jax.nn.sigmoid(X), rtol=1e-6, err_msg=name)
+    guided = guidance.keep_range(pair, guides["dps"])
+    assert bool(jnp.isfinite(samplers.ddpm(guided, X, grid, jax.random.key(0), variance="learned")).all())
 
 
 @EVERY

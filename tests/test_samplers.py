@@ -1,5 +1,6 @@
 """What every sampler promises, whatever its method."""
 
+import inspect
 import time
 from functools import partial
 
@@ -14,7 +15,9 @@ from oracles import (
     SHAPE,
     STOCHASTIC,
     bend,
+    compilations,
     gaussian,
+    learned,
     mixture,
     point_mass,
     quick,
@@ -196,6 +199,64 @@ def test_new_values_do_not_recompile_and_jit_changes_nothing(name):
     np.testing.assert_allclose(first, eager, rtol=1e-5, atol=1e-5)
     run(x, grids.exponential(6, 0.01, 80.0), jax.random.key(8), jnp.float32(0.5))
     assert len(traces) == once
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_direct_call_compiles_once_and_other_weights_and_levels_nothing(name):
+    run, x, grid = METHODS[name].run, start(80.0, shape=(2,)), np.asarray(grids.karras(6))
+    once = 1 + (name == "er_sde")  # whose weights are integrals, a program of their own
+    others = np.asarray(grids.exponential(6, 0.01, 80.0))
+    assert compilations(run, learned(0.3), x, grid, KEY) <= once
+    for weight, levels in ((0.5, grid), (0.5, others), (0.5, jnp.asarray(others))):
+        assert compilations(run, learned(weight), x, levels, KEY) == 0
+    assert compilations(run, bend, x, grid, KEY) <= 1
+    assert compilations(run, bend, x, others, KEY) == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_denoiser_is_an_argument_of_jit(name):
+    x, grid, run = start(80.0, shape=(2,)), np.asarray(grids.karras(6)), METHODS[name].run
+    jitted = jax.jit(lambda d, x, k: run(d, x, grid, k))
+    for weight in (0.3, 0.5):
+        got, direct = jitted(learned(weight), x, KEY), run(learned(weight), x, grid, KEY)
+        # the same bits, but where XLA:CPU writes out the single steps at dpm_fast's end
+        np.testing.assert_allclose(got, direct, rtol=2e-6 * (name == "dpm_fast"))
+    assert jitted._cache_size() == 1
+
+
+def test_jit_of_a_sampler_and_its_gradient_by_the_weights_inside_the_denoiser():
+    x, grid = start(80.0, shape=(2,)), grids.karras(4)
+    for name in ("heun", "ddpm_lower"):
+        run = METHODS[name].run
+        direct = run(learned(0.4), x, grid, KEY)
+        np.testing.assert_allclose(jax.jit(run)(learned(0.4), x, grid, KEY), direct, rtol=1e-5, atol=1e-5)
+
+        def total(denoiser, run=run):
+            return jnp.sum(run(denoiser, x, grid, KEY) ** 2)
+
+        # Under grad and vmap, without jit, the sampler is part of what they transform.
+        slope = jax.grad(total)(learned(0.4))
+        wanted = (total(learned(0.41)) - total(learned(0.39))) / 0.02
+        assert float(jax.tree.leaves(slope)[0]) == pytest.approx(float(wanted), rel=2e-2)
+        both = jax.vmap(total)(jax.tree.map(lambda *w: jnp.stack(w), learned(0.4), learned(0.7)))
+        np.testing.assert_allclose(both, [total(learned(0.4)), total(learned(0.7))], rtol=1e-5)
+
+
+def test_noise_along_a_path_compiles_once_too():
+    x, grid = start(80.0, shape=(2,)), np.asarray(grids.karras(6))
+    paths = [samplers.brownian(jax.random.key(seed), low, 80.0, depth=4) for seed, low in ((0, 0.002), (1, 0.01))]
+    assert compilations(samplers.seeds, learned(0.3), x, grid, paths[0]) == 1
+    assert compilations(samplers.seeds, learned(0.3), x, grid, paths[1]) == 0
+    inside = quick_jit(lambda path: samplers.seeds(learned(0.3), x, grid, path))(paths[1])
+    np.testing.assert_allclose(inside, samplers.seeds(learned(0.3), x, grid, paths[1]), rtol=1e-5, atol=1e-5)
+
+
+def test_samplers_keep_signature_and_docstring():
+    for name in samplers.__all__:
+        function = getattr(samplers, name)
+        if "denoiser" in getattr(function, "__annotations__", {}):
+            assert list(inspect.signature(function).parameters)[:4] == ["denoiser", "x", "sigmas", "key"]
+            assert "Reference:" in function.__doc__
 
 
 @pytest.mark.parametrize("name", METHODS)

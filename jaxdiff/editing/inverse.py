@@ -11,17 +11,27 @@ that they compose with all samplers and with guidance.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.editing.operators import LinearOperator
-from jaxdiff.editing.shared import Scalar, Sigmas, as_array, call, check_grid
-from jaxdiff.typing import Cond, Denoiser, expand_to
+from jaxdiff.editing.shared import Scalar, Sigmas, as_array, check_grid, split_call
+from jaxdiff.pytrees import bind, number
+from jaxdiff.typing import Cond, Denoiser, Estimate, expand_to, replace_x0
 
 __all__ = ["ddnm", "dps", "dps_normalised", "moment_matching", "pigdm"]
+
+State: TypeAlias = Float[Array, "b ..."]
+"""x or an estimate of x0."""
+
+Level: TypeAlias = Float[Array, "*one_or_batch"]
+"""Noise level sigma, of shape () or (batch,)."""
+
+Output: TypeAlias = State | Estimate
+"""What a denoiser returns; of a pair these methods change x0."""
 
 Variance: TypeAlias = Scalar | Callable[[Array], Array]
 """Variance of the data, as a number, or that of x0 given x as a function of sigma."""
@@ -62,14 +72,22 @@ def dps(
     if isinstance(noise_std, float | int) and not noise_std > 0:
         raise ValueError(f"noise_std={noise_std} must be positive: for exact measurements use ddnm or pigdm.")
 
-    def posterior(
-        x: Float[Array, "b ..."], sigma: Float[Array, "*one_or_batch"], cond: Cond = None
-    ) -> Float[Array, "b ..."]:
-        pred, residual, pull = _linearise(denoiser, operator, y, x, sigma, cond)
-        weight = scale * jnp.square(sigma / noise_std)
-        return pred + expand_to(weight, x) * pull(residual)
+    return bind(_dps, denoiser, operator, y, number(noise_std), number(scale))
 
-    return posterior
+
+def _dps(
+    denoiser: Denoiser,
+    operator: LinearOperator,
+    y: Array,
+    noise_std: Scalar,
+    scale: Scalar,
+    x: State,
+    sigma: Level,
+    cond: Cond = None,
+) -> Output:
+    pred, residual, pull, out = _linearise(denoiser, operator, y, x, sigma, cond)
+    weight = scale * jnp.square(sigma / noise_std)
+    return replace_x0(out, pred + expand_to(weight, x) * pull(residual))
 
 
 def dps_normalised(
@@ -106,22 +124,28 @@ def dps_normalised(
 
     Reference: Chung et al. 2023, algorithm 1, arXiv:2209.14687.
     """
-    grid = as_array(check_grid(sigmas))
+    return bind(_dps_normalised, denoiser, operator, y, as_array(check_grid(sigmas)), number(zeta))
 
-    def guided(
-        x: Float[Array, "b ..."], sigma: Float[Array, "*one_or_batch"], cond: Cond = None
-    ) -> Float[Array, "b ..."]:
-        pred, residual, pull = _linearise(denoiser, operator, y, x, sigma, cond)
-        level = sigma * (1 - 1e-5)  # a member of the grid must find the next one, whatever its rounding
-        below = grid.astype(x.dtype)[jnp.minimum(jnp.searchsorted(-grid, -level), grid.shape[0] - 1)]
-        gap = jnp.square(sigma) - jnp.square(below)
-        pace = jnp.where(gap > 0, jnp.square(sigma) / jnp.where(gap > 0, gap, 1), 0)
-        weight = 2 * zeta * pace * jnp.sqrt((1 + jnp.square(sigma)) * (1 + jnp.square(below)))
-        squared = jnp.sum(jnp.square(residual), axis=tuple(range(1, residual.ndim)))
-        unit = jnp.where(squared > 0, jax.lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
-        return pred + expand_to(weight * unit, x) * pull(residual)
 
-    return guided
+def _dps_normalised(
+    denoiser: Denoiser,
+    operator: LinearOperator,
+    y: Array,
+    grid: Array,
+    zeta: Scalar,
+    x: State,
+    sigma: Level,
+    cond: Cond = None,
+) -> Output:
+    pred, residual, pull, out = _linearise(denoiser, operator, y, x, sigma, cond)
+    level = sigma * (1 - 1e-5)  # a member of the grid must find the next one, whatever its rounding
+    below = grid.astype(x.dtype)[jnp.minimum(jnp.searchsorted(-grid, -level), grid.shape[0] - 1)]
+    gap = jnp.square(sigma) - jnp.square(below)
+    pace = jnp.where(gap > 0, jnp.square(sigma) / jnp.where(gap > 0, gap, 1), 0)
+    weight = 2 * zeta * pace * jnp.sqrt((1 + jnp.square(sigma)) * (1 + jnp.square(below)))
+    squared = jnp.sum(jnp.square(residual), axis=tuple(range(1, residual.ndim)))
+    unit = jnp.where(squared > 0, jax.lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
+    return replace_x0(out, pred + expand_to(weight * unit, x) * pull(residual))
 
 
 def pigdm(
@@ -161,18 +185,26 @@ def pigdm(
     if isinstance(variance, float | int) and not variance > 0:
         raise ValueError(f"variance={variance} must be positive: it is that of the data, 1 as published.")
 
-    def posterior(
-        x: Float[Array, "b ..."], sigma: Float[Array, "*one_or_batch"], cond: Cond = None
-    ) -> Float[Array, "b ..."]:
-        pred, residual, pull = _linearise(denoiser, operator, y, x, sigma, cond)
-        s2 = jnp.square(sigma)
-        r2 = variance(sigma) if callable(variance) else variance * s2 / (variance + s2)
-        r2 = jnp.broadcast_to(jnp.asarray(r2, x.dtype), x.shape[:1])
-        noise_var = jnp.square(jnp.asarray(noise_std, x.dtype))
-        weighed = jax.vmap(lambda v, r2: operator.solve(v, r2, noise_var))(residual, r2)
-        return pred + expand_to(s2, x) * pull(weighed)
+    return bind(_pigdm, denoiser, operator, y, number(noise_std), number(variance))
 
-    return posterior
+
+def _pigdm(
+    denoiser: Denoiser,
+    operator: LinearOperator,
+    y: Array,
+    noise_std: Scalar,
+    variance: Variance,
+    x: State,
+    sigma: Level,
+    cond: Cond = None,
+) -> Output:
+    pred, residual, pull, out = _linearise(denoiser, operator, y, x, sigma, cond)
+    s2 = jnp.square(sigma)
+    r2 = variance(sigma) if callable(variance) else variance * s2 / (variance + s2)
+    r2 = jnp.broadcast_to(jnp.asarray(r2, x.dtype), x.shape[:1])
+    noise_var = jnp.square(jnp.asarray(noise_std, x.dtype))
+    weighed = jax.vmap(lambda v, r2: operator.solve(v, r2, noise_var))(residual, r2)
+    return replace_x0(out, pred + expand_to(s2, x) * pull(weighed))
 
 
 def ddnm(denoiser: Denoiser, operator: LinearOperator, y: Float[Array, "b ..."]) -> Denoiser:
@@ -198,14 +230,12 @@ def ddnm(denoiser: Denoiser, operator: LinearOperator, y: Float[Array, "b ..."])
 
     Reference: Wang et al. 2023, arXiv:2212.00490.
     """
+    return bind(_ddnm, denoiser, operator, y)
 
-    def constrained(
-        x: Float[Array, "b ..."], sigma: Float[Array, "*one_or_batch"], cond: Cond = None
-    ) -> Float[Array, "b ..."]:
-        pred = call(denoiser, x, sigma, cond)
-        return pred + jax.vmap(operator.pseudo_inverse)(residual_of(operator, y, pred))
 
-    return constrained
+def _ddnm(denoiser: Denoiser, operator: LinearOperator, y: Array, x: State, sigma: Level, cond: Cond = None) -> Output:
+    pred, out = split_call(denoiser, x, sigma, cond)
+    return replace_x0(out, pred + jax.vmap(operator.pseudo_inverse)(residual_of(operator, y, pred)))
 
 
 def moment_matching(
@@ -246,21 +276,29 @@ def moment_matching(
     if iterations < 1:
         raise ValueError(f"iterations={iterations} must be at least 1.")
 
-    def posterior(
-        x: Float[Array, "b ..."], sigma: Float[Array, "*one_or_batch"], cond: Cond = None
-    ) -> Float[Array, "b ..."]:
-        pred, residual, pull = _linearise(denoiser, operator, y, x, sigma, cond)
-        # Divided by sigma^2 + noise_std^2 the system keeps its scale where sigma is tiny or huge.
-        s2, noise_var = jnp.square(sigma), jnp.square(jnp.asarray(noise_std, x.dtype))
-        share = expand_to(s2 / (s2 + noise_var), residual)
+    return bind(_moment_matching, denoiser, operator, y, number(noise_std), iterations)
 
-        def matvec(v: Array) -> Array:
-            return share * jax.vmap(operator.forward)(pull(v)) + (1 - share) * v
 
-        solved = conjugate_gradients(matvec, residual, iterations)
-        return pred + expand_to(s2 / (s2 + noise_var), x) * pull(solved)
+def _moment_matching(
+    denoiser: Denoiser,
+    operator: LinearOperator,
+    y: Array,
+    noise_std: Scalar,
+    iterations: int,
+    x: State,
+    sigma: Level,
+    cond: Cond = None,
+) -> Output:
+    pred, residual, pull, out = _linearise(denoiser, operator, y, x, sigma, cond)
+    # Divided by sigma^2 + noise_std^2 the system keeps its scale where sigma is tiny or huge.
+    s2, noise_var = jnp.square(sigma), jnp.square(jnp.asarray(noise_std, x.dtype))
+    share = expand_to(s2 / (s2 + noise_var), residual)
 
-    return posterior
+    def matvec(v: Array) -> Array:
+        return share * jax.vmap(operator.forward)(pull(v)) + (1 - share) * v
+
+    solved = conjugate_gradients(matvec, residual, iterations)
+    return replace_x0(out, pred + expand_to(s2 / (s2 + noise_var), x) * pull(solved))
 
 
 def conjugate_gradients(
@@ -311,14 +349,14 @@ def residual_of(operator: LinearOperator, y: Array, pred: Array) -> Array:
 
 def _linearise(
     denoiser: Denoiser, operator: LinearOperator, y: Array, x: Array, sigma: Array, cond: Cond
-) -> tuple[Array, Array, Callable[[Array], Array]]:
-    """The estimate D, the residual y - A D, and the map v -> (dD/dx)^T A^T v."""
-    pred, transposed = jax.vjp(lambda x: call(denoiser, x, sigma, cond), x)
+) -> tuple[Array, Array, Callable[[Array], Array], Any]:
+    """The estimate D, the residual y - A D, the map v -> (dD/dx)^T A^T v, and all that the denoiser returned."""
+    pred, transposed, out = jax.vjp(lambda x: split_call(denoiser, x, sigma, cond), x, has_aux=True)
 
     def pull(v: Array) -> Array:
         return transposed(jax.vmap(operator.adjoint)(v))[0]
 
-    return pred, residual_of(operator, y, pred), pull
+    return pred, residual_of(operator, y, pred), pull, out
 
 
 def _check_noise(noise_std: Scalar) -> None:

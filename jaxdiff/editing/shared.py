@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxdiff.typing import Cond, Denoiser, Keys
+from jaxdiff.typing import Cond, Denoiser, Keys, x0_of
 
 __all__ = [
     "Mask",
@@ -22,6 +22,7 @@ __all__ = [
     "fold_in",
     "known_part",
     "positive",
+    "split_call",
 ]
 
 Scalar: TypeAlias = float | int | Float[Array, ""]
@@ -39,10 +40,16 @@ Result: TypeAlias = Any
 
 def call(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond) -> Array:
     """Call the denoiser as the samplers do: with two arguments where there is no condition."""
+    return split_call(denoiser, x, sigma, cond)[0]
+
+
+def split_call(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond) -> tuple[Array, Any]:
+    """The estimate of x0, and all that the denoiser returned, for :func:`jaxdiff.typing.replace_x0`."""
     out = denoiser(x, sigma) if cond is None else denoiser(x, sigma, cond)
-    if out.shape != x.shape:
-        raise ValueError(f"the denoiser returned shape {out.shape} for x of shape {x.shape}: it must return x0.")
-    return out.astype(x.dtype)
+    x0 = x0_of(out)
+    if x0.shape != x.shape:
+        raise ValueError(f"the denoiser returned shape {x0.shape} for x of shape {x.shape}: it must return x0.")
+    return x0.astype(x.dtype), out
 
 
 def check_grid(sigmas: Array | np.ndarray) -> Array | np.ndarray:

@@ -1,6 +1,5 @@
 """Sampler and grid from their names, and the function that draws a batch."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxdiff import guidance as guiding
 from jaxdiff.factory.networks import Model
 from jaxdiff.factory.process import schedule
 from jaxdiff.factory.samplers import SAMPLERS, make_grid, make_sampler
+from jaxdiff.pytrees import Static, compiled
 from jaxdiff.typing import Cond, Denoiser, Keys, Params, Sampler, require
 
 __all__ = ["conditioning", "draw", "grid", "sampler"]
@@ -153,11 +153,12 @@ def sample(
 ) -> Any:
     """Draw samples: noise at the first level of the grid, brought to its last by the sampler.
 
-    The whole is compiled once for each denoiser (the same function object), sampler with its options, number of steps
-    and shape; keys, noise levels, conditions and the guidance scale may change without another compilation.
+    The whole is compiled once for each network, guidance, sampler with its options, number of steps and shape; weights,
+    keys, noise levels, conditions and the guidance scale may change without another compilation.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
+        denoiser: (x, sigma, cond) -> x0, such as :func:`jaxdiff.denoisers.make_denoiser` gives. A plain Python function
+            is compiled once for each function object.
         keys: one key per sample, shape (batch,): sample i depends on ``keys[i]`` alone.
         shape: of one sample.
         sampler: name of a function of :mod:`jaxdiff.samplers`, or any function with their contract.
@@ -184,52 +185,36 @@ def sample(
     """
     require(keys.ndim == 1, f"keys have shape {keys.shape}: pass one key per sample, jax.random.split(key, batch)")
     sigmas = make_grid(grid, steps, grid_options or {}) if isinstance(grid, str) else jnp.asarray(grid, jnp.float32)
-    guide = guidance if callable(guidance) else None
-    scale = None if guidance is None or guide else jnp.asarray(guidance, jnp.float32)
-    require(scale is None or null_cond is not None, f"guidance={guidance} needs null_cond: what means 'no condition'")
-    return _draw(
-        keys,
-        sigmas,
-        cond,
-        None if null_cond is None else {name: jnp.asarray(value) for name, value in null_cond.items()},
-        scale,
-        x_init,
-        denoiser=denoiser,
-        guide=guide,
-        sampler=sampler,
-        options=tuple(sorted((sampler_options or {}).items())),
-        shape=tuple(shape),
-        to_zero=bool(np.asarray(sigmas)[-1] == 0),
-        trajectory=trajectory,
-    )
+    if callable(guidance):
+        denoiser = guidance(denoiser)
+    elif guidance is not None:
+        require(null_cond is not None, f"guidance={guidance} needs null_cond: what means 'no condition'")
+        denoiser = guiding.classifier_free(denoiser, jnp.asarray(guidance, jnp.float32), null_cond or {})
+    # What a sampler makes of a number may decide its program (eta = 0 draws no noise); of an array it does not.
+    options = {
+        name: value if isinstance(value, Array | np.ndarray) else Static(value)
+        for name, value in (sampler_options or {}).items()
+    }
+    to_zero = bool(np.asarray(sigmas)[-1] == 0)
+    return _draw(denoiser, keys, sigmas, cond, x_init, sampler, options, tuple(shape), to_zero, trajectory)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("denoiser", "guide", "sampler", "options", "shape", "to_zero", "trajectory")
-)
+@compiled
 def _draw(
+    denoiser: Denoiser,
     keys: Array,
     sigmas: Array,
     cond: Cond,
-    null_cond: Mapping[str, Array] | None,
-    scale: Array | None,
     x_init: Array | None,
-    *,
-    denoiser: Denoiser,
-    guide: Callable[[Denoiser], Denoiser] | None,
     sampler: str | Callable[..., Any],
-    options: tuple[tuple[str, Any], ...],
+    options: Mapping[str, Any],
     shape: tuple[int, ...],
     to_zero: bool,
     trajectory: bool,
 ) -> Any:
-    guided = guide(denoiser) if guide else denoiser
-    if scale is not None:
-        guided = guiding.classifier_free(guided, scale, null_cond or {})
-    given = dict(options)
-    run = make_sampler(sampler, given, to_zero=to_zero) if isinstance(sampler, str) else sampler
-    more = ({} if isinstance(sampler, str) else given) | ({"trajectory": True} if trajectory else {})
+    run = make_sampler(sampler, options, to_zero=to_zero) if isinstance(sampler, str) else sampler
+    more = ({} if isinstance(sampler, str) else dict(options)) | ({"trajectory": True} if trajectory else {})
     x = samplers.initial_noise(keys, shape, sigmas[0])
     if x_init is not None:
         x = x + x_init
-    return run(guided, x, sigmas, keys, cond=cond, **more)
+    return run(denoiser, x, sigmas, keys, cond=cond, **more)

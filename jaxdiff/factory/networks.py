@@ -11,6 +11,7 @@ import numpy as np
 from jaxdiff import config as C
 from jaxdiff import data, networks
 from jaxdiff.factory.process import parameterization
+from jaxdiff.pytrees import bind
 from jaxdiff.typing import Cond, Network, Parameterization, Params, require
 
 __all__ = ["NETWORKS", "Model", "conv_network", "init_params", "model", "param_shapes", "projection"]
@@ -164,29 +165,25 @@ def model(config: C.Config, spec: data.DataSpec) -> Model:
     null |= data.null_inputs([(name, shapes[name]) for name in config.data.inputs])
     module = _module(config, spec)
     trained = networks.as_network(module)
-    network = _first_half(trained) if config.loss.learned_range else trained
+    network = bind(_first_half, trained) if config.loss.learned_range else trained
     uncertainty = None
     if config.loss.kind == "uncertainty":
-        network, uncertainty = _part(trained), _uncertainty
+        network, uncertainty = bind(_part, trained), _uncertainty
     return Model(module, network, trained, uncertainty, parameterization(config), spec, condition, null)
 
 
-def _first_half(network: Network) -> Network:
+def _first_half(
+    network: Network, params: Params, x: jax.Array, noise_cond: jax.Array, cond: Cond = None, key: Any = None
+) -> jax.Array:
     """The prediction without the variance."""
-
-    def half(params: Params, x: jax.Array, noise_cond: jax.Array, cond: Cond = None, key: Any = None) -> jax.Array:
-        return jnp.split(network(params, x, noise_cond, cond, key), 2, axis=-1)[0]
-
-    return half
+    return jnp.split(network(params, x, noise_cond, cond, key), 2, axis=-1)[0]
 
 
-def _part(network: Network) -> Network:
+def _part(
+    network: Network, params: Params, x: jax.Array, noise_cond: jax.Array, cond: Cond = None, key: Any = None
+) -> jax.Array:
     """A network whose parameters lie beside those of the uncertainty."""
-
-    def inner(params: Params, x: jax.Array, noise_cond: jax.Array, cond: Cond = None, key: Any = None) -> jax.Array:
-        return network(params["network"], x, noise_cond, cond, key)
-
-    return inner
+    return network(params["network"], x, noise_cond, cond, key)
 
 
 def _uncertainty(params: Params, noise_cond: jax.Array) -> jax.Array:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxdiff.guidance.evaluations import Level, State
-from jaxdiff.guidance.scales import Scale, weight_of
-from jaxdiff.typing import Cond, Denoiser, expand_to
+from jaxdiff.guidance.evaluations import Level, Output, State
+from jaxdiff.guidance.scales import Scale, choice, weight_of
+from jaxdiff.pytrees import bind
+from jaxdiff.typing import Cond, Denoiser, expand_to, replace_x0, x0_of
 
 __all__ = ["LogProb", "classifier_guidance"]
 
@@ -40,19 +41,21 @@ def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, scale: Scale) -> 
     Reference: Dhariwal and Nichol 2021, algorithm 2 (with DDIM), arXiv:2105.05233; Song et al. 2021, section 5
     (scores), arXiv:2011.13456.
     """
+    return bind(_classified, denoiser, log_prob, choice(scale))
 
-    def guided(x: State, sigma: Level, cond: Cond = None) -> State:
-        estimate = denoiser(x, sigma, cond)
-        if isinstance(scale, float | int) and scale == 0:
-            return estimate
 
-        def total(x: Array) -> Array:
-            values = log_prob(x, sigma, cond)
-            if values.shape != x.shape[:1]:
-                raise ValueError(f"log_prob gave shape {values.shape}: return one value per sample {x.shape[:1]}.")
-            return jnp.sum(values)
+def _classified(
+    denoiser: Denoiser, log_prob: LogProb, scale: Scale, x: State, sigma: Level, cond: Cond = None
+) -> Output:
+    estimate = denoiser(x, sigma, cond)
+    if isinstance(scale, float | int) and scale == 0:
+        return estimate
 
-        variance = expand_to(jnp.asarray(sigma, x.dtype) ** 2, x)
-        return estimate + weight_of(scale, sigma, x) * variance * jax.grad(total)(x)
+    def total(x: Array) -> Array:
+        values = log_prob(x, sigma, cond)
+        if values.shape != x.shape[:1]:
+            raise ValueError(f"log_prob gave shape {values.shape}: return one value per sample {x.shape[:1]}.")
+        return jnp.sum(values)
 
-    return guided
+    variance = expand_to(jnp.asarray(sigma, x.dtype) ** 2, x)
+    return replace_x0(estimate, x0_of(estimate) + weight_of(scale, sigma, x) * variance * jax.grad(total)(x))

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxdiff.guidance.evaluations import Level, Nulls, State, both, counterpart, mix, safe_sqrt, stacked
-from jaxdiff.guidance.scales import Scale, weight_of
-from jaxdiff.typing import Cond, Denoiser, expand_to
+from jaxdiff.guidance.evaluations import Level, Nulls, Output, State, both, counterpart, mix, safe_sqrt, stacked
+from jaxdiff.guidance.scales import Number, Scale, choice, weight_of
+from jaxdiff.pytrees import bind, number
+from jaxdiff.typing import Cond, Denoiser, expand_to, replace_x0, x0_of
 
 __all__ = ["cfg_rescale", "classifier_free", "negative"]
 
@@ -33,11 +34,7 @@ def classifier_free(denoiser: Denoiser, scale: Scale, null_cond: Nulls) -> Denoi
 
     Reference: Ho and Salimans 2022, equation 6, arXiv:2207.12598.
     """
-
-    def guided(x: State, sigma: Level, cond: Cond = None) -> State:
-        return _between(denoiser, x, sigma, cond, counterpart(x, cond, null_cond), scale)
-
-    return guided
+    return bind(_against_null, denoiser, choice(scale), null_cond)
 
 
 def negative(denoiser: Denoiser, scale: Scale, negative_cond: Nulls) -> Denoiser:
@@ -62,12 +59,7 @@ def negative(denoiser: Denoiser, scale: Scale, negative_cond: Nulls) -> Denoiser
 
     Reference: Ban et al. 2024 (an analysis of the practice), arXiv:2406.02965.
     """
-
-    def guided(x: State, sigma: Level, cond: Cond = None) -> State:
-        unwanted = counterpart(x, cond, negative_cond, called="negative_cond", per_sample=True)
-        return _between(denoiser, x, sigma, cond, unwanted, scale)
-
-    return guided
+    return bind(_against_unwanted, denoiser, choice(scale), negative_cond)
 
 
 def cfg_rescale(denoiser: Denoiser, scale: Scale, null_cond: Nulls, phi: float = 0.7) -> Denoiser:
@@ -93,17 +85,35 @@ def cfg_rescale(denoiser: Denoiser, scale: Scale, null_cond: Nulls, phi: float =
     if not 0 <= phi <= 1:
         raise ValueError(f"phi={phi} must lie in [0, 1]: 0.7 is the paper's value.")
 
-    def guided(x: State, sigma: Level, cond: Cond = None) -> State:
-        plain, steered = both(denoiser, x, sigma, cond, null_cond)
-        mixed = mix(plain, steered, weight_of(scale, sigma, x))
-        wanted, found = _contrast(steered), _contrast(mixed)
-        ratio = jnp.where(found > 0, wanted / jnp.where(found > 0, found, 1), 1)
-        return expand_to(phi * ratio + (1 - phi), mixed) * mixed
-
-    return guided
+    return bind(_rescaled, denoiser, number(scale), null_cond, number(phi))
 
 
-def _between(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond, other: Mapping[str, Array], scale: Scale) -> Array:
+def _against_null(
+    denoiser: Denoiser, scale: Scale, null_cond: Nulls, x: State, sigma: Level, cond: Cond = None
+) -> Output:
+    return _between(denoiser, x, sigma, cond, counterpart(x, cond, null_cond), scale)
+
+
+def _against_unwanted(
+    denoiser: Denoiser, scale: Scale, negative_cond: Nulls, x: State, sigma: Level, cond: Cond = None
+) -> Output:
+    unwanted = counterpart(x, cond, negative_cond, called="negative_cond", per_sample=True)
+    return _between(denoiser, x, sigma, cond, unwanted, scale)
+
+
+def _rescaled(
+    denoiser: Denoiser, scale: Scale, null_cond: Nulls, phi: Number, x: State, sigma: Level, cond: Cond = None
+) -> Output:
+    plain, steered = both(denoiser, x, sigma, cond, null_cond)
+    mixed = x0_of(mix(plain, steered, weight_of(scale, sigma, x)))
+    wanted, found = _contrast(x0_of(steered)), _contrast(mixed)
+    ratio = jnp.where(found > 0, wanted / jnp.where(found > 0, found, 1), 1)
+    return replace_x0(steered, expand_to(phi * ratio + (1 - phi), mixed) * mixed)
+
+
+def _between(
+    denoiser: Denoiser, x: Array, sigma: Array, cond: Cond, other: Mapping[str, Array], scale: Scale
+) -> Output:
     """``(1 - w) D(x, sigma, other) + w D(x, sigma, cond)``, without the one that a fixed w does not need."""
     if isinstance(scale, float | int) and scale in (0, 1):
         return denoiser(x, sigma, cond if scale else other)

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdiff.guidance.evaluations import Level, Nulls, State, mix, rows, stacked
-from jaxdiff.guidance.scales import Scale, check_interval, weight_of
-from jaxdiff.typing import Cond, Denoiser, expand_to
+from jaxdiff.guidance.evaluations import Level, Nulls, Output, State, mix, rows, select, stacked
+from jaxdiff.guidance.scales import Number, Scale, check_interval, weight_of
+from jaxdiff.pytrees import bind, number
+from jaxdiff.typing import Cond, Denoiser, Estimate, PairDenoiser, expand_to, replace_x0, x0_of
 
 __all__ = ["autoguidance", "composed", "inpaint", "interval", "keep_range"]
 
@@ -25,11 +26,13 @@ def autoguidance(denoiser: Denoiser, reference: Denoiser, scale: Scale) -> Denoi
 
     Reference: Karras et al. 2024, equation 5, arXiv:2406.02507.
     """
+    return bind(_autoguided, denoiser, reference, number(scale))
 
-    def guided(x: State, sigma: Level, cond: Cond = None) -> State:
-        return mix(reference(x, sigma, cond), denoiser(x, sigma, cond), weight_of(scale, sigma, x))
 
-    return guided
+def _autoguided(
+    denoiser: Denoiser, reference: Denoiser, scale: Scale, x: State, sigma: Level, cond: Cond = None
+) -> Output:
+    return mix(reference(x, sigma, cond), denoiser(x, sigma, cond), weight_of(scale, sigma, x))
 
 
 def composed(
@@ -68,19 +71,29 @@ def composed(
                 f"conditions[{i}] has {sorted(condition)} but null_cond has {sorted(null_cond)}: give each its value."
             )
 
-    def guided(x: State, sigma: Level, cond: Cond = None) -> State:
-        twice = sorted(set(cond or {}) & set(null_cond))
-        if twice:
-            raise ValueError(f"cond has {twice}, which composed takes from its conditions: leave it out of cond.")
-        alternatives = [{**(cond or {}), **values} for values in _rows_of(x, conditions, null_cond)]
-        plain, *steered = stacked(denoiser, x, sigma, alternatives)
-        shares = [weight_of(weight, sigma, x) for weight in weights]
-        out = (1 - sum(shares)) * plain
-        for share, estimate in zip(shares, steered, strict=True):
-            out = out + share * estimate
-        return out
+    scales = weights if isinstance(weights, Array) else tuple(number(weight) for weight in weights)
+    return bind(_composed, denoiser, tuple(conditions), scales, null_cond)
 
-    return guided
+
+def _composed(
+    denoiser: Denoiser,
+    conditions: Sequence[Nulls],
+    weights: Sequence[Scale] | Array,
+    null_cond: Nulls,
+    x: State,
+    sigma: Level,
+    cond: Cond = None,
+) -> Output:
+    twice = sorted(set(cond or {}) & set(null_cond))
+    if twice:
+        raise ValueError(f"cond has {twice}, which composed takes from its conditions: leave it out of cond.")
+    alternatives = [{**(cond or {}), **values} for values in _rows_of(x, conditions, null_cond)]
+    plain, *steered = stacked(denoiser, x, sigma, alternatives)
+    shares = [weight_of(weight, sigma, x) for weight in weights]
+    out = (1 - sum(shares)) * x0_of(plain)
+    for share, estimate in zip(shares, steered, strict=True):
+        out = out + share * x0_of(estimate)
+    return replace_x0(steered[-1], out)
 
 
 def interval(guided: Denoiser, denoiser: Denoiser, lo: float, hi: float) -> Denoiser:
@@ -105,11 +118,14 @@ def interval(guided: Denoiser, denoiser: Denoiser, lo: float, hi: float) -> Deno
     """
     check_interval(lo, hi)
 
-    def combined(x: State, sigma: Level, cond: Cond = None) -> State:
-        inside = (sigma > lo) & (sigma <= hi)
-        return jnp.where(expand_to(inside, x), guided(x, sigma, cond), denoiser(x, sigma, cond))
+    return bind(_within, guided, denoiser, number(lo), number(hi))
 
-    return combined
+
+def _within(
+    guided: Denoiser, denoiser: Denoiser, lo: Number, hi: Number, x: State, sigma: Level, cond: Cond = None
+) -> Output:
+    inside = expand_to((sigma > lo) & (sigma <= hi), x)
+    return select(inside, guided(x, sigma, cond), denoiser(x, sigma, cond))
 
 
 def inpaint(denoiser: Denoiser, known: Float[Array, "b ..."], mask: Array) -> Denoiser:
@@ -136,10 +152,12 @@ def inpaint(denoiser: Denoiser, known: Float[Array, "b ..."], mask: Array) -> De
         raise ValueError(f"mask has shape {mask.shape}: use {known.shape} or {known.shape[1:]}.")
     fixed = jnp.broadcast_to(jnp.asarray(mask, bool).reshape((-1, *known.shape[1:])), known.shape)
 
-    def constrained(x: State, sigma: Level, cond: Cond = None) -> State:
-        return jnp.where(fixed, known, denoiser(x, sigma, cond))
+    return bind(_constrained, denoiser, known, fixed)
 
-    return constrained
+
+def _constrained(denoiser: Denoiser, known: Array, fixed: Array, x: State, sigma: Level, cond: Cond = None) -> Output:
+    estimate = denoiser(x, sigma, cond)
+    return replace_x0(estimate, jnp.where(fixed, known, x0_of(estimate)))
 
 
 def _rows_of(x: Array, conditions: Sequence[Nulls], null_cond: Nulls) -> list[dict[str, Array]]:
@@ -154,31 +172,23 @@ def _rows_of(x: Array, conditions: Sequence[Nulls], null_cond: Nulls) -> list[di
 
 
 def keep_range(
-    denoiser: Callable[..., tuple[Array, Array]], guide: Callable[[Denoiser], Denoiser]
-) -> Callable[..., tuple[Array, Array]]:
+    denoiser: PairDenoiser | Callable[..., tuple[Array, Array]], guide: Callable[[Denoiser], Denoiser]
+) -> PairDenoiser:
     """Guide the estimate of a denoiser that also predicts its variance; the variance is that under the condition.
 
     Args:
         denoiser: ``(x, sigma, cond) -> (x0, f)``, see :func:`jaxdiff.denoisers.make_learned_range`.
-        guide: any guidance of one denoiser by calls under several conditions, the condition itself in the last place,
-            such as ``lambda d: classifier_free(d, scale, null_cond)``. It costs no further evaluation.
+        guide: any guidance, clipping or inverse problem of jaxdiff, such as
+            ``lambda d: classifier_free(d, scale, null_cond)``, or a function of one's own that gives a denoiser of
+            ``Estimate(x0, f)``. It costs no further evaluation.
 
     Returns:
-        ``(x, sigma, cond) -> (x0, f)`` for :func:`jaxdiff.samplers.ddpm` with ``variance="learned"``.
+        ``(x, sigma, cond) -> Estimate(x0, f)`` for :func:`jaxdiff.samplers.ddpm` with ``variance="learned"``.
 
     Reference: Peebles and Xie 2022, published sampling code, arXiv:2212.09748.
     """
+    return guide(bind(_pair, denoiser))  # pyright: ignore[reportReturnType]
 
-    def guided(x: State, sigma: Level, cond: Cond = None) -> tuple[Array, Array]:
-        fractions = []
 
-        def estimate(x: State, sigma: Level, cond: Cond = None) -> State:
-            x0, fraction = denoiser(x, sigma, cond)
-            fractions.append(fraction)
-            return x0
-
-        x0 = guide(estimate)(x, sigma, cond)
-        # The conditions of a sample lie side by side: the last one of each group.
-        return x0, fractions[-1].reshape(x.shape[0], -1, *x.shape[1:])[:, -1]
-
-    return guided
+def _pair(denoiser: Callable[..., tuple[Array, Array]], x: State, sigma: Level, cond: Cond = None) -> Estimate:
+    return Estimate(*(denoiser(x, sigma) if cond is None else denoiser(x, sigma, cond)))

@@ -1,16 +1,29 @@
 """What guidance shares: several evaluations in one call, values for a whole batch, per-sample sums."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdiff.typing import Cond, Denoiser
+from jaxdiff.typing import Cond, Denoiser, Estimate, replace_x0, x0_of
 
-__all__ = ["Level", "Nulls", "State", "both", "counterpart", "inner", "mix", "rows", "safe_sqrt", "stacked"]
+__all__ = [
+    "Level",
+    "Nulls",
+    "Output",
+    "State",
+    "both",
+    "counterpart",
+    "inner",
+    "mix",
+    "rows",
+    "safe_sqrt",
+    "select",
+    "stacked",
+]
 
 Nulls: TypeAlias = Mapping[str, Array | np.ndarray | float | int]
 """The value of each conditioning input that means "none", without batch axis."""
@@ -18,11 +31,14 @@ Nulls: TypeAlias = Mapping[str, Array | np.ndarray | float | int]
 State: TypeAlias = Float[Array, "b ..."]
 """x or an estimate of x0."""
 
+Output: TypeAlias = State | Estimate
+"""What a denoiser returns. Guidance makes x0 and keeps, of a pair, the fraction under the condition."""
+
 Level: TypeAlias = Float[Array, "*one_or_batch"]
 """Noise level sigma, of shape () or (batch,)."""
 
 
-def stacked(denoiser: Denoiser, x: Array, sigma: Array, conds: Sequence[Mapping[str, Array]]) -> tuple[Array, ...]:
+def stacked(denoiser: Denoiser, x: Array, sigma: Array, conds: Sequence[Mapping[str, Array]]) -> tuple[Any, ...]:
     """The estimate under each of k conditions from one call on a batch of k b, those of a sample side by side.
 
     Neighbours rather than blocks: a batch that is sharded over devices stays where it is.
@@ -35,11 +51,11 @@ def stacked(denoiser: Denoiser, x: Array, sigma: Array, conds: Sequence[Mapping[
 
     joined = jax.tree.map(interleave, *(dict(cond) for cond in conds))
     out = denoiser(interleave(*[x] * k), sigma if sigma.ndim == 0 else interleave(*[sigma] * k), joined)
-    out = out.reshape(x.shape[0], k, *x.shape[1:])
-    return tuple(out[:, i] for i in range(k))
+    grouped = jax.tree.map(lambda part: part.reshape(x.shape[0], k, *x.shape[1:]), out)
+    return tuple(jax.tree.map(lambda part, i=i: part[:, i], grouped) for i in range(k))
 
 
-def both(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond, null_cond: Nulls) -> tuple[Array, Array]:
+def both(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond, null_cond: Nulls) -> tuple[Any, Any]:
     """Unconditional and conditional estimate from one call on a batch of 2b."""
     plain, steered = stacked(denoiser, x, sigma, [counterpart(x, cond, null_cond), dict(cond or {})])
     return plain, steered
@@ -89,9 +105,14 @@ def rows(x: Array, name: str, value: Array, example: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(value, full)
 
 
-def mix(plain: Array, steered: Array, weight: Array) -> Array:
-    """``(1 - w) plain + w steered``, exact at w = 0 and w = 1."""
-    return (1 - weight) * plain + weight * steered
+def mix(plain: Output, steered: Output, weight: Array) -> Any:
+    """``(1 - w) plain + w steered`` of x0, exact at w = 0 and w = 1; what else ``steered`` holds stays."""
+    return replace_x0(steered, (1 - weight) * x0_of(plain) + weight * x0_of(steered))
+
+
+def select(inside: Array, then: Output, otherwise: Output) -> Any:
+    """``then`` where ``inside`` holds, of every part of an estimate."""
+    return jax.tree.map(lambda a, b: jnp.where(inside, a, b), then, otherwise)
 
 
 def inner(a: Array, b: Array) -> Array:

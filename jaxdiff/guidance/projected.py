@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdiff.guidance.evaluations import Level, Nulls, State, both, inner, mix
-from jaxdiff.guidance.scales import Scale, weight_of
-from jaxdiff.typing import Cond, Denoiser, expand_to, require
+from jaxdiff.guidance.evaluations import Level, Nulls, Output, State, both, inner, mix, select
+from jaxdiff.guidance.scales import Number, Scale, weight_of
+from jaxdiff.pytrees import bind, number
+from jaxdiff.typing import Cond, Denoiser, expand_to, replace_x0, require, x0_of
 
 __all__ = ["adaptive_projected_guidance", "cfg_zero_star"]
 
@@ -52,16 +53,27 @@ def adaptive_projected_guidance(
     bounded = isinstance(norm_threshold, Array) or norm_threshold is None or norm_threshold > 0
     require(bounded, f"norm_threshold={norm_threshold} must be positive: None means no bound.")
 
-    def guided(x: State, sigma: Level, cond: Cond = None) -> State:
-        plain, steered = both(denoiser, x, sigma, cond, null_cond)
-        difference = steered - plain
-        if norm_threshold is not None:
-            difference = _at_most(difference, jnp.asarray(norm_threshold, x.dtype))
-        along = _multiple(difference, steered, otherwise=0) * steered
-        update = difference - (1 - jnp.asarray(eta, x.dtype)) * along
-        return steered + (weight_of(scale, sigma, x) - 1) * update
+    return bind(_projected, denoiser, number(scale), null_cond, number(eta), number(norm_threshold))
 
-    return guided
+
+def _projected(
+    denoiser: Denoiser,
+    scale: Scale,
+    null_cond: Nulls,
+    eta: Number,
+    norm_threshold: Number | None,
+    x: State,
+    sigma: Level,
+    cond: Cond = None,
+) -> Output:
+    plain, estimate = both(denoiser, x, sigma, cond, null_cond)
+    steered = x0_of(estimate)
+    difference = steered - x0_of(plain)
+    if norm_threshold is not None:
+        difference = _at_most(difference, jnp.asarray(norm_threshold, x.dtype))
+    along = _multiple(difference, steered, otherwise=0) * steered
+    update = difference - (1 - jnp.asarray(eta, x.dtype)) * along
+    return replace_x0(estimate, steered + (weight_of(scale, sigma, x) - 1) * update)
 
 
 def cfg_zero_star(
@@ -101,14 +113,23 @@ def cfg_zero_star(
     usable = isinstance(zero_above, Array) or zero_above is None or zero_above > 0
     require(usable, f"zero_above={zero_above} must be positive: it is a noise level, and None means nowhere.")
 
-    def guided(x: State, sigma: Level, cond: Cond = None) -> State:
-        plain, steered = both(denoiser, x, sigma, cond, null_cond)
-        z = x / (1 + expand_to(jnp.asarray(sigma, x.dtype), x))
-        best = _multiple(z - steered, z - plain, otherwise=1)
-        out = mix(z - best * (z - plain), steered, weight_of(scale, sigma, x))
-        return out if zero_above is None else jnp.where(expand_to(sigma > zero_above, x), z, out)
+    return bind(_zero_star, denoiser, number(scale), null_cond, number(zero_above))
 
-    return guided
+
+def _zero_star(
+    denoiser: Denoiser,
+    scale: Scale,
+    null_cond: Nulls,
+    zero_above: Number | None,
+    x: State,
+    sigma: Level,
+    cond: Cond = None,
+) -> Output:
+    plain, steered = both(denoiser, x, sigma, cond, null_cond)
+    z = x / (1 + expand_to(jnp.asarray(sigma, x.dtype), x))
+    best = _multiple(z - x0_of(steered), z - x0_of(plain), otherwise=1)
+    out = mix(z - best * (z - x0_of(plain)), steered, weight_of(scale, sigma, x))
+    return out if zero_above is None else select(expand_to(sigma > zero_above, x), replace_x0(out, z), out)
 
 
 def _multiple(a: Array, b: Array, otherwise: float) -> Array:

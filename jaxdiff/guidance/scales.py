@@ -1,12 +1,14 @@
 """Guidance scales: numbers, one per sample, or functions of the noise level."""
 
 import math
+import types
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdiff.pytrees import Static, bind, constant, number
 from jaxdiff.typing import expand_to
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "Scale",
     "beta_scale",
     "check_interval",
+    "choice",
     "cosine_scale",
     "interval_scale",
     "linear_scale",
@@ -40,6 +43,11 @@ def weight_of(scale: Scale, sigma: Array, x: Array) -> Array:
     return expand_to(weight, x)
 
 
+def choice(scale: Scale) -> Any:
+    """A scale as an argument of ``bind``: a leaf, but static where it is the number 0 or 1, which saves evaluations."""
+    return Static(scale) if isinstance(scale, float | int) and scale in (0, 1) else number(scale)
+
+
 def check_interval(lo: float, hi: float) -> None:
     """Refuse an empty interval."""
     if not lo < hi:
@@ -64,12 +72,13 @@ def interval_scale(scale: Scale, lo: float, hi: float) -> Callable[[Array], Arra
     """
     check_interval(lo, hi)
 
-    def at(sigma: Array) -> Array:
-        inside = jnp.asarray((sigma > lo) & (sigma <= hi))
-        value = jnp.asarray(scale(sigma) if callable(scale) else scale, sigma.dtype)
-        return jnp.where(inside, value, jnp.ones_like(value))
+    return bind(_scale_within, number(scale), number(lo), number(hi))
 
-    return at
+
+def _scale_within(scale: Scale, lo: Number, hi: Number, sigma: Array) -> Array:
+    inside = jnp.asarray((sigma > lo) & (sigma <= hi))
+    value = jnp.asarray(scale(sigma) if callable(scale) else scale, sigma.dtype)
+    return jnp.where(inside, value, jnp.ones_like(value))
 
 
 def linear_scale(
@@ -95,7 +104,7 @@ def linear_scale(
 
     Reference: Wang et al. 2024 (their weight is the excess w - 1), arXiv:2404.13040.
     """
-    return _grown(scale, time, lambda progress: 2 * progress, floor)
+    return bind(_grown, number(scale), _time_of(time), _twice, number(floor))
 
 
 def cosine_scale(
@@ -120,7 +129,7 @@ def cosine_scale(
 
     Reference: Wang et al. 2024 (their weight is the excess w - 1), arXiv:2404.13040.
     """
-    return _grown(scale, time, lambda progress: 1 - jnp.cos(math.pi * progress), floor)
+    return bind(_grown, number(scale), _time_of(time), _half_cosine, number(floor))
 
 
 def power_cosine_scale(scale: Number, time: Callable[[Array], Array], power: float = 4.0) -> Callable[[Array], Array]:
@@ -141,7 +150,7 @@ def power_cosine_scale(scale: Number, time: Callable[[Array], Array], power: flo
     """
     if not power > 0:
         raise ValueError(f"power={power} must be positive: 4 is the published value.")
-    return _grown(scale, time, lambda progress: 0.5 * (1 - jnp.cos(math.pi * progress**power)), None)
+    return bind(_grown, number(scale), _time_of(time), bind(_power_cosine, Static(power)), None)
 
 
 def beta_scale(
@@ -175,16 +184,39 @@ def beta_scale(
     if not (a >= 1 and b >= 1):
         raise ValueError(f"a={a} and b={b} must be at least 1: 2 and 2 give a symmetric hump.")
     top = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b))
-    return _grown(scale, time, lambda progress: top * (1 - progress) ** (a - 1) * progress ** (b - 1), None)
+    return bind(_grown, number(scale), _time_of(time), bind(_beta_density, top, Static(a), Static(b)), None)
+
+
+def _time_of(time: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A schedule's method as a function equal for equal schedules: methods compare their objects by identity."""
+    if isinstance(time, types.MethodType):
+        return bind(time.__func__, constant(time.__self__))
+    return time
+
+
+def _twice(progress: Array) -> Array:
+    return 2 * progress
+
+
+def _half_cosine(progress: Array) -> Array:
+    return 1 - jnp.cos(math.pi * progress)
+
+
+def _power_cosine(power: float, progress: Array) -> Array:
+    return 0.5 * (1 - jnp.cos(math.pi * progress**power))
+
+
+def _beta_density(top: Number, a: float, b: float, progress: Array) -> Array:
+    return top * (1 - progress) ** (a - 1) * progress ** (b - 1)
 
 
 def _grown(
-    scale: Number, time: Callable[[Array], Array], shape: Callable[[Array], Array], floor: Number | None
-) -> Callable[[Array], Array]:
+    scale: Number,
+    time: Callable[[Array], Array],
+    shape: Callable[[Array], Array],
+    floor: Number | None,
+    sigma: Array,
+) -> Array:
     """``w = 1 + (scale - 1) shape(1 - t)``, not below ``floor``."""
-
-    def at(sigma: Array) -> Array:
-        weight = 1 + (scale - 1) * shape(jnp.clip(1 - time(sigma), 0, 1))
-        return weight if floor is None else jnp.maximum(weight, floor)
-
-    return at
+    weight = 1 + (scale - 1) * shape(jnp.clip(1 - time(sigma), 0, 1))
+    return weight if floor is None else jnp.maximum(weight, floor)

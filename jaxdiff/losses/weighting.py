@@ -10,6 +10,7 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import pytree
 from jaxdiff.typing import Parameterization, require
 
 __all__ = ["EDMWeighting", "MinSNR", "P2Weighting", "SNRWeighting", "Simple", "SoftMinSNR", "Uniform", "Weighting"]
@@ -19,6 +20,7 @@ Weighting: TypeAlias = Callable[[Sigmas], Sigmas]
 """Noise level -> weight of the squared error of x0."""
 
 
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Simple:
     """Plain squared error of the network's raw output: ``w = 1 / out^2``.
@@ -35,6 +37,7 @@ class Simple:
         return 1 / jnp.square(self.parameterization(sigma).out)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Uniform:
     """Plain squared error of x0: ``w = 1``."""
@@ -44,6 +47,7 @@ class Uniform:
         return jnp.ones_like(sigma)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True)
 class EDMWeighting:
     """``w = (sigma^2 + sd^2) / (sigma sd)^2``.
@@ -58,6 +62,7 @@ class EDMWeighting:
         return 1 / jnp.square(sigma) + 1 / self.sigma_data**2
 
 
+@pytree
 @dataclasses.dataclass(frozen=True)
 class SNRWeighting:
     """``w = SNR = 1 / sigma^2``: the squared error of eps.
@@ -70,6 +75,7 @@ class SNRWeighting:
         return 1 / jnp.square(sigma)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True)
 class MinSNR:
     """``w = min(SNR, gamma)``.
@@ -87,6 +93,7 @@ class MinSNR:
         return jnp.minimum(1 / jnp.square(sigma), self.gamma)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True)
 class SoftMinSNR:
     """``w = 1 / (sigma^2 + sd^2)``: goes smoothly from ``1 / sigma^2`` to ``1 / sd^2``.
@@ -103,6 +110,7 @@ class SoftMinSNR:
         return 1 / (jnp.square(sigma) + self.sigma_data**2)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True)
 class P2Weighting:
     """``w = SNR / (k + SNR)^gamma``, written without overflow as ``SNR^(1-gamma) / (1 + k / SNR)^gamma``.

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 from jaxdiff import sharding
 from jaxdiff.networks.layers.draw import draw, draw_split
 from jaxdiff.networks.layers.initializers import Initializer
+from jaxdiff.pytrees import bind
 from jaxdiff.typing import Cond, Network, Params
 
 __all__ = ["Module", "as_network", "count_params", "init_params", "param_shapes"]
@@ -33,20 +34,21 @@ def as_network(module: nn.Module) -> Network:
 
     Returns:
         The network. ``params`` is a plain tree as ``init_params`` gives it. Without ``key`` it evaluates;
-        with ``key`` it trains, and dropout draws from that key.
+        with ``key`` it trains, and dropout draws from that key. The networks of equal modules are equal.
     """
+    return bind(_apply, module)
 
-    def network(
-        params: Params,
-        x: Float[Array, "batch ..."],
-        noise_cond: Float[Array, " batch"],
-        cond: Cond = None,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch ..."]:
-        rngs = None if key is None else {"dropout": key}
-        return module.apply({"params": params}, x, noise_cond, cond, train=key is not None, rngs=rngs)  # pyright: ignore[reportReturnType]
 
-    return network
+def _apply(
+    module: nn.Module,
+    params: Params,
+    x: Float[Array, "batch ..."],
+    noise_cond: Float[Array, " batch"],
+    cond: Cond = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch ..."]:
+    rngs = None if key is None else {"dropout": key}
+    return module.apply({"params": params}, x, noise_cond, cond, train=key is not None, rngs=rngs)  # pyright: ignore[reportReturnType]
 
 
 def _abstract_init(module: nn.Module, x: ArrayLike, noise_cond: ArrayLike | None, cond: Mapping | None) -> Mapping:

@@ -1,6 +1,7 @@
 """Samplers: pure functions that bring ``x`` from noise level ``sigmas[0]`` to ``sigmas[-1]``.
 
-All share ``(denoiser, x, sigmas, key=None, *, cond=None, ..., trajectory=False, unroll=1)``; each is one
+All share ``(denoiser, x, sigmas, key=None, *, cond=None, ..., trajectory=False, unroll=1)``, described in
+:class:`jaxdiff.typing.Sampler`; each is one
 ``lax.scan`` over coefficients computed from ``sigmas`` beforehand. ``x`` lives in the variance-exploding
 frame ``x0 + sigma * eps``. A stochastic sampler's ``key`` is one key, one key per sample, or a noise source such as
 :func:`brownian`.

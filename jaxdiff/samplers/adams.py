@@ -5,8 +5,9 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import compiled
 from jaxdiff.samplers.coefficients import history, interpolate, noise_moments, orders
-from jaxdiff.samplers.integrators import Options, linear_steps
+from jaxdiff.samplers.integrators import Options, linear_steps, linear_table, run_linear
 from jaxdiff.samplers.loop import Grid, Result, Sigmas, as_grid, cast, check_choice, estimate, pack
 from jaxdiff.samplers.second_order import heun_stages
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
@@ -34,17 +35,8 @@ def lms(
     the denoiser. A step to sigma' = 0 is taken like the others: its result is not the last estimate.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         order: 1 (Euler) to 4.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for an order outside 1 to 4, or sigmas or a state that cannot be used.
@@ -79,18 +71,9 @@ def deis(
     calls of the denoiser. A step to sigma' = 0 gives the last estimate.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         order: number of estimates, 1 to 4.
         lower_at_end: let the order fall to 1 in the last steps; steadier with few steps.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for an order outside 1 to 4, or sigmas or a state that cannot be used.
@@ -127,17 +110,8 @@ def ipndm(
     has the weights of the grid. n calls of the denoiser. A step to sigma' = 0 is taken like the others.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         order: 1 (Euler) to 4.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for an order outside 1 to 4, or sigmas or a state that cannot be used.
@@ -167,16 +141,7 @@ def pndm(
     denoiser, n for n = 1. A step to sigma' = 0 is taken like the others, but a first one is an Euler step.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
+        sigmas: decreasing, or increasing for inversion.
 
     Raises:
         ValueError: for sigmas or a state that cannot be used.
@@ -190,14 +155,20 @@ def pndm(
         return _steps(denoiser, x, grid, weights, options)
     first, end = heun_stages(grid, grid.here)
     row = jax.tree.map(lambda part: part[0], (grid.here, first, end))
-    here, first, end = cast(row, x)
-    pred = estimate(denoiser, x, here, cond)
-    again = estimate(denoiser, pred + first.keep * (x - pred), first.sigma, cond)
-    middle = pred + end.keep * (x - pred) + end.weights[1] * (again - pred)
-    slope = (x - pred) / here
     rest = grid._replace(sigmas=grid.sigmas[1:])
-    out = _steps(denoiser, middle, rest, [w[1:] for w in weights], options, past=(slope,))
-    return pack(x, out[0], out[1]) if trajectory else out
+    table = linear_table(rest, rest.there / rest.here, [w[1:] for w in weights], None, x)
+    return _corrected_start(denoiser, x, cast(row, x), table, options)
+
+
+@compiled
+def _corrected_start(denoiser: Denoiser, x: Array, row: Any, table: Any, options: Options) -> Result:
+    """The first step of :func:`pndm`, with its second call, and then the others."""
+    here, first, end = row
+    pred = estimate(denoiser, x, here, options.cond)
+    again = estimate(denoiser, pred + first.keep * (x - pred), first.sigma, options.cond)
+    middle = pred + end.keep * (x - pred) + end.weights[1] * (again - pred)
+    out = run_linear(denoiser, middle, table, None, ((x - pred) / here,), True, options)
+    return pack(x, out[0], out[1]) if options.trajectory else out
 
 
 def _fixed_weights(grid: Grid, order: int) -> list[Any]:
@@ -206,6 +177,5 @@ def _fixed_weights(grid: Grid, order: int) -> list[Any]:
     return [step * sum(grid.xp.where(found == q + 1, row[j], 0.0) for q, row in enumerate(rows)) for j in range(order)]
 
 
-def _steps(denoiser: Denoiser, x: Array, grid: Grid, weights: list[Any], options: Options, past: Any = ()) -> Result:
-    keep = grid.there / grid.here
-    return linear_steps(denoiser, x, grid, keep, weights, options, of_noise=True, past=past)
+def _steps(denoiser: Denoiser, x: Array, grid: Grid, weights: list[Any], options: Options) -> Result:
+    return linear_steps(denoiser, x, grid, grid.there / grid.here, weights, options, of_noise=True)

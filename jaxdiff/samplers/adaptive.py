@@ -1,5 +1,6 @@
 """Samplers that choose their own steps, for each sample by itself, inside the compiled program."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -7,12 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxdiff.pytrees import compiled, number
 from jaxdiff.samplers.coefficients import phi, split
 from jaxdiff.samplers.loop import (
     Grid,
     Scalar,
     Sigmas,
     as_grid,
+    cast,
     check_choice,
     check_not_negative,
     ends_at_zero,
@@ -64,11 +67,7 @@ def dpm_adaptive(
     slowest. A sample that is not done after ``max_steps`` is NaN. Not differentiable in reverse.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``eta`` is the number 0.
         order: 3 or 2.
         rtol: relative tolerance.
         atol: absolute tolerance; the default is for images in [-1, 1].
@@ -76,8 +75,6 @@ def dpm_adaptive(
         coefficients: proportional, integral and derivative coefficient of the controller.
         safety: lowest factor of the next step at which a step is accepted, in (0, 1).
         eta: share of the noise that is drawn anew, in [0, 1]; each step then has the lower order.
-        s_noise: factor of the standard deviation of the noise.
-        ends_at_zero: as for :func:`jaxdiff.samplers.heun`.
         max_steps: steps tried at most.
         stats: also return what was done.
 
@@ -99,9 +96,53 @@ def dpm_adaptive(
             raise ValueError(f"{name}={value} must be positive.")
     grid = as_grid(x, sigmas, inversion=False, values=(eta, s_noise))
     source = None if is_zero(eta) else as_noise(key, x, "dpm_adaptive with eta > 0", again=True)
-    first, last = _ends(grid, x)
-    stop = -jnp.log(last)
-    control = _Controller(order if source is None else 1.5, coefficients, safety)
+    powers = _powers(order if source is None else 1.5, *coefficients)
+    numbers = (*powers, safety, h_init, *(number(value) for value in (rtol, atol, eta, s_noise)))
+    out, done = _controlled(denoiser, x, _levels(grid, ends_at_zero, x), numbers, source, order, max_steps, cond)
+    return (out, done) if stats else out
+
+
+class _Levels(NamedTuple):
+    """Noise levels to integrate between (at the end the last positive one), and whether an estimate follows.
+
+    ``final`` is None where none does, True where it is the result, False where that depends on the traced ``end``.
+    """
+
+    first: Array
+    last: Array
+    end: Array
+    final: bool | None
+
+
+def _levels(grid: Grid, promised: bool | None, x: Array) -> _Levels:
+    last = grid.xp.where(grid.sigmas[-1] > 0, grid.sigmas[-1], grid.sigmas[-2])
+    final = bool(grid.to_zero) if ends_at_zero(grid, promised) or grid.to_zero is None else None
+    first, last, end = cast((grid.sigmas[0], last, grid.sigmas[-1]), x)
+    return _Levels(first, last, end, final)
+
+
+def _finish(denoiser: Denoiser, x: Array, levels: _Levels, cond: Cond) -> tuple[Array, int]:
+    """The estimate in place of x if the grid ends at 0, and how many calls that took."""
+    if levels.final is None:
+        return x, 0
+    pred = estimate(denoiser, x, levels.last, cond)
+    return (pred if levels.final else jnp.where(levels.end == 0, pred, x)), 1
+
+
+@compiled
+def _controlled(
+    denoiser: Denoiser,
+    x: Array,
+    levels: _Levels,
+    numbers: tuple[Any, ...],
+    source: NoiseSource | None,
+    order: int,
+    max_steps: int,
+    cond: Cond,
+) -> tuple[Array, Stats]:
+    """The steps of :func:`dpm_adaptive`."""
+    *powers, safety, h_init, rtol, atol, eta, s_noise = numbers
+    stop = -jnp.log(levels.last)
 
     def unfinished(state: dict[str, Any]) -> Array:
         return jnp.any(state["time"] < stop - 1e-5) & (state["trial"] < max_steps)
@@ -117,7 +158,7 @@ def dpm_adaptive(
         low, high = _pair(denoiser, x, time, there, order, cond)
         delta = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(state["before"])))
         error = jnp.sqrt(jnp.mean(((low - high) / delta) ** 2, tuple(range(1, x.ndim))))
-        accept, factor, errors = control.propose(error, state["errors"], state["trial"] == 0)
+        accept, factor, errors = _propose(powers, safety, error, state["errors"], state["trial"] == 0)
         if source is not None:
             draw = source(state["trial"], jnp.exp(-time[0]), jnp.exp(-goal[0]), x)
             high = high + s_noise * expand_to(noise, x) * draw
@@ -138,7 +179,7 @@ def dpm_adaptive(
     state = {
         "x": x,
         "before": x,
-        "time": jnp.broadcast_to(-jnp.log(first), rows),
+        "time": jnp.broadcast_to(-jnp.log(levels.first), rows),
         "h": jnp.full(rows, h_init, x.dtype),
         "errors": jnp.ones((*rows, 3), x.dtype),
         "trial": jnp.zeros((), jnp.int32),
@@ -147,9 +188,8 @@ def dpm_adaptive(
     }
     state = lax.while_loop(unfinished, attempt, state)
     out = jnp.where(expand_to(state["time"] >= stop - 1e-5, x), state["x"], jnp.nan)
-    out, more = _finish(denoiser, out, grid, ends_at_zero, cond)
-    done = Stats(order * (state["accepted"] + state["rejected"]) + more, state["accepted"], state["rejected"])
-    return (out, done) if stats else out
+    out, more = _finish(denoiser, out, levels, cond)
+    return out, Stats(order * (state["accepted"] + state["rejected"]) + more, state["accepted"], state["rejected"])
 
 
 def rk45(
@@ -172,14 +212,9 @@ def rk45(
     second last, and the estimate from there. A sample that needs more than ``max_steps`` is NaN.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         rtol: relative tolerance of one step.
         atol: absolute tolerance of one step.
-        ends_at_zero: as for :func:`jaxdiff.samplers.heun`.
         max_steps: steps tried at most.
         stats: also return what was done.
         trajectory: also return the states at all the sigmas, shape (n + 1, batch, ...).
@@ -193,16 +228,31 @@ def rk45(
     Reference: Dormand and Prince 1980, doi:10.1016/0771-050X(80)90013-3; Song et al. 2021, section 4.3,
     arXiv:2011.13456; Kidger 2021, diffrax, arXiv:2202.02435.
     """
-    import diffrax
-
     del key
     for name, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
         if not value > 0:
             raise ValueError(f"{name}={value} must be positive.")
     grid = as_grid(x, sigmas, inversion=True)
-    first, last = _ends(grid, x)
-    levels = grid.xp.where(grid.sigmas > 0, grid.sigmas, grid.sigmas[-2])
-    times = jnp.log(jnp.asarray(levels, x.dtype))
+    stops = cast(grid.xp.where(grid.sigmas > 0, grid.sigmas, grid.sigmas[-2]), x) if trajectory else None
+    levels = _levels(grid, ends_at_zero, x)
+    out, states, done = _dormand_prince(denoiser, x, levels, stops, number(rtol), number(atol), max_steps, cond)
+    result = (out, *([states] if trajectory else []), *([done] if stats else []))
+    return result if len(result) > 1 else out
+
+
+@compiled
+def _dormand_prince(
+    denoiser: Denoiser,
+    x: Array,
+    levels: _Levels,
+    stops: Array | None,
+    rtol: Scalar,
+    atol: Scalar,
+    max_steps: int,
+    cond: Cond,
+) -> tuple[Array, Array | None, Stats]:
+    """X at the last level, the states at ``stops`` if any, and what was done."""
+    import diffrax
 
     def slope(time: Any, y: Array, row: Any) -> Array:
         return y - estimate(denoiser, y[None], jnp.exp(time), row)[0]
@@ -211,12 +261,12 @@ def rk45(
         return diffrax.diffeqsolve(
             diffrax.ODETerm(slope),
             diffrax.Dopri5(),
-            jnp.log(first),
-            jnp.log(last),
+            jnp.log(levels.first),
+            jnp.log(levels.last),
             None,
             y,
             row,
-            saveat=diffrax.SaveAt(ts=times) if trajectory else diffrax.SaveAt(t1=True),
+            saveat=diffrax.SaveAt(t1=True) if stops is None else diffrax.SaveAt(ts=jnp.log(stops)),
             stepsize_controller=diffrax.PIDController(rtol, atol),
             max_steps=max_steps,
             throw=False,
@@ -226,30 +276,11 @@ def rk45(
     found = jax.vmap(solve)(x, rows)
     ok = found.result == diffrax.RESULTS.successful
     out = jnp.where(expand_to(ok, x), found.ys[:, -1], jnp.nan)
-    out, more = _finish(denoiser, out, grid, ends_at_zero, cond)
-    result = (out,)
-    if trajectory:
-        states = jnp.moveaxis(found.ys, 1, 0)
-        result = (out, states.at[-1].set(out))
-    if stats:
-        accepted, rejected = found.stats["num_accepted_steps"], found.stats["num_rejected_steps"]
-        # "first same as last": 6 new slopes per step tried, and one at the start
-        result = (*result, Stats(6 * (accepted + rejected) + 1 + more, accepted, rejected))
-    return result if len(result) > 1 else out
-
-
-def _ends(grid: Grid, x: Array) -> tuple[Array, Array]:
-    """First and last noise level to integrate between; the last positive one where the grid ends at 0."""
-    last = grid.xp.where(grid.sigmas[-1] > 0, grid.sigmas[-1], grid.sigmas[-2])
-    return jnp.asarray(grid.sigmas[0], x.dtype), jnp.asarray(last, x.dtype)
-
-
-def _finish(denoiser: Denoiser, x: Array, grid: Grid, promised: bool | None, cond: Cond) -> tuple[Array, Array | int]:
-    """The estimate in place of x if the grid ends at 0, and how many calls that took."""
-    if ends_at_zero(grid, promised) or grid.to_zero is None:
-        pred = estimate(denoiser, x, jnp.asarray(grid.sigmas[-2], x.dtype), cond)
-        return (pred if grid.to_zero else jnp.where(jnp.asarray(grid.sigmas[-1]) == 0, pred, x)), 1
-    return x, 0
+    out, more = _finish(denoiser, out, levels, cond)
+    accepted, rejected = found.stats["num_accepted_steps"], found.stats["num_rejected_steps"]
+    # "first same as last": 6 new slopes per step tried, and one at the start
+    done = Stats(6 * (accepted + rejected) + 1 + more, accepted, rejected)
+    return out, None if stops is None else jnp.moveaxis(found.ys, 1, 0).at[-1].set(out), done
 
 
 def _pair(denoiser: Denoiser, x: Array, time: Array, there: Array, order: int, cond: Cond) -> tuple[Array, Array]:
@@ -281,21 +312,22 @@ def _pair(denoiser: Denoiser, x: Array, time: Array, there: Array, order: int, c
     return second, third
 
 
-class _Controller(NamedTuple):
-    """Step sizes from errors: ``factor = 1 + atan(prod_k E_k^(-b_k) - 1)`` over the last three errors E."""
+def _powers(order: float, p: float, i: float, d: float) -> tuple[float, float, float]:
+    """Of the last three errors in the factor of a PID controller, newest first."""
+    return (p + i + d) / order, -(p + 2 * d) / order, d / order
 
-    order: float
-    coefficients: tuple[float, float, float]
-    safety: float
 
-    def propose(self, error: Array, errors: Array, first: Array) -> tuple[Array, Array, Array]:
-        """Whether to accept each step, the factor of the next one, and the memory, newest error first."""
-        p, i, d = self.coefficients
-        powers = (p + i + d) / self.order, -(p + 2 * d) / self.order, d / self.order
-        inverse = 1 / (error + 1e-8)
-        errors = jnp.where(first, inverse[:, None], errors).at[:, 0].set(inverse)
-        raw = errors[:, 0] ** powers[0] * errors[:, 1] ** powers[1] * errors[:, 2] ** powers[2]
-        factor = 1 + jnp.arctan(raw - 1)
-        accept = factor >= self.safety
-        moved = jnp.stack([errors[:, 0], errors[:, 0], errors[:, 1]], 1)
-        return accept, factor, jnp.where(accept[:, None], moved, errors)
+def _propose(
+    powers: Sequence[Scalar], safety: Scalar, error: Array, errors: Array, first: Array
+) -> tuple[Array, Array, Array]:
+    """Whether to accept each step, the factor of the next one, and the memory, newest error first.
+
+    ``factor = 1 + atan(prod_k E_k^(-b_k) - 1)`` over the last three errors E.
+    """
+    inverse = 1 / (error + 1e-8)
+    errors = jnp.where(first, inverse[:, None], errors).at[:, 0].set(inverse)
+    raw = errors[:, 0] ** powers[0] * errors[:, 1] ** powers[1] * errors[:, 2] ** powers[2]
+    factor = 1 + jnp.arctan(raw - 1)
+    accept = factor >= safety
+    moved = jnp.stack([errors[:, 0], errors[:, 0], errors[:, 1]], 1)
+    return accept, factor, jnp.where(accept[:, None], moved, errors)

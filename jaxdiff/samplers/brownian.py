@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import exp, pytree
 from jaxdiff.samplers.noise import check_key, normal
 from jaxdiff.typing import Keys
 
@@ -17,6 +18,7 @@ UPPER, LOWER, NODE = 0, 1, 2  # folded into the keys of the tree: two ways down,
 TOP, BOTTOM, TREE = 2**31 - 4, 2**31 - 3, 2**31 - 2  # into the key of the sample
 
 
+@pytree
 @dataclasses.dataclass(frozen=True)
 class BrownianPath:
     """A noise source that reads its increments off one Brownian motion, the same for every grid and method.
@@ -49,7 +51,7 @@ class BrownianPath:
         del index
         check_key(self.keys, x, "brownian")
         # from S = sigma^eta B, which is of order 1 at every level
-        low = jnp.maximum(sigma_next, jnp.asarray(math.exp(self.bottom), x.dtype))  # a step to 0 draws no noise
+        low = jnp.maximum(sigma_next, jnp.asarray(exp(self.bottom), x.dtype))  # a step to 0 draws no noise
         here, there = (self._scaled(jnp.log(level), x) for level in (sigma, low))
         # tau' - tau, in units of tau'
         left = -jnp.expm1(2 * self.eta * jnp.log(jnp.minimum(low / sigma, 1)))

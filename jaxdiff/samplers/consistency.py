@@ -29,17 +29,7 @@ def consistency(
 
     Args:
         denoiser: the consistency model f as (x, sigma, cond) -> the end of x's path.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source.
-        cond: conditioning inputs given to every call of the denoiser.
         sigma_min: noise level of the ends of the paths, the epsilon of the paper.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for a negative ``sigma_min``, a missing key, or sigmas or a state that cannot be used.

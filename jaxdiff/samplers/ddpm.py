@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import compiled
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
-from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, cast, estimate, pack, scan_steps
+from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, cast, pack, scan_steps
 from jaxdiff.samplers.noise import as_noise, is_zero
-from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
+from jaxdiff.typing import Cond, Denoiser, Estimate, Keys, NoiseSource, PairDenoiser, require
 
 __all__ = ["ddpm", "variance_knob"]
 
@@ -42,19 +43,10 @@ def ddpm(
 
     Args:
         denoiser: (x, sigma, cond) -> x0, or (x0, f) for the learned variance.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``noise_scale`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``noise_scale`` is the number 0.
         variance: "lower" (exact for data that are one point), "upper" (for data of unit variance), "learned".
         noise_scale: factor of the standard deviation of the noise, 0 or more: a number, or one per step,
             shape (n,), such as :func:`variance_knob` gives.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for an unknown variance, a negative or wrongly shaped ``noise_scale``, a missing key, or
@@ -81,35 +73,38 @@ def ddpm(
 
 
 def _learned_steps(
-    denoiser: Denoiser, x: Array, grid: Grid, table: tuple[Any, Any], fresh: Fresh | None, options: Options
+    denoiser: Any, x: Array, grid: Grid, table: tuple[Any, Any], fresh: Fresh | None, options: Options
 ) -> Result:
     """The steps of :func:`ddpm` with a deviation for each number of x, between those of the two bounds."""
     keep, lower = table
     upper = lower if fresh is None else fresh.std
     rows = cast((grid.here, grid.there, keep, lower, upper), x)
-    index = jnp.arange(grid.num_steps) + (0 if fresh is None else fresh.first_step)
+    index = np.arange(grid.num_steps) + (0 if fresh is None else fresh.first_step)
+    return _run_learned(denoiser, x, (index, rows), None if fresh is None else fresh.source, options)
 
+
+def _pair(denoiser: PairDenoiser, x: Array, sigma: Array, cond: Cond) -> Estimate:
+    """Call the denoiser once and hold it to its contract."""
+    pair: Any = denoiser(x, sigma) if cond is None else denoiser(x, sigma, cond)
+    fits = isinstance(pair, tuple) and len(pair) == 2 and pair[0].shape == pair[1].shape == x.shape
+    require(fits, "variance='learned' needs a denoiser that returns (x0, f), both like x: see make_learned_range.")
+    return Estimate(pair[0].astype(x.dtype), pair[1].astype(x.dtype))
+
+
+@compiled
+def _run_learned(denoiser: PairDenoiser, x: Array, rows: Any, source: NoiseSource | None, options: Options) -> Result:
     def step(x: Array, row: tuple[Any, ...]) -> tuple[Array, Array]:
         index, (here, there, keep, lower, upper) = row
-        fractions = []
-
-        def estimates(x: Array, sigma: Array, cond: Cond = None) -> Array:
-            pair: Any = denoiser(x, sigma) if cond is None else denoiser(x, sigma, cond)
-            if not (isinstance(pair, tuple) and len(pair) == 2 and pair[0].shape == pair[1].shape):
-                raise ValueError("variance='learned' needs a denoiser that returns (x0, f): see make_learned_range.")
-            fractions.append(pair[1].astype(x.dtype))
-            return pair[0]
-
-        pred = estimate(estimates, x, here, options.cond)
+        pred, fraction = _pair(denoiser, x, here, options.cond)
         mean = pred + keep * (x - pred)
-        if fresh is None:
+        if source is None:
             return mean, mean
         safe = jnp.where(lower > 0, lower, 1)
         ratio = jnp.where(lower > 0, jnp.maximum(upper, safe) / safe, 1)
-        x = mean + jnp.where(lower > 0, lower, 0) * ratio ** fractions[0] * fresh.source(index, here, there, x)
+        x = mean + jnp.where(lower > 0, lower, 0) * ratio**fraction * source(index, here, there, x)
         return x, x
 
-    last, states = scan_steps(step, x, (index, rows), trajectory=options.trajectory, unroll=options.unroll)
+    last, states = scan_steps(step, x, rows, trajectory=options.trajectory, unroll=options.unroll)
     return pack(x, last, states)
 
 

@@ -38,20 +38,8 @@ def dpmpp_2s_ancestral(
     in 0, else 2n.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``eta`` is the number 0.
         eta: share of the noise that is drawn anew, in [0, 1]; may be traced.
-        s_noise: factor of the standard deviation of the noise.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        ends_at_zero: as for :func:`jaxdiff.samplers.heun`.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for ``eta`` outside [0, 1], a missing key, or sigmas or a state that cannot be used.
@@ -100,20 +88,8 @@ def dpmpp_sde(
     estimate. Calls of the denoiser: 2n - 1 on a grid known to end in 0, else 2n; two draws of noise per step.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``eta`` is the number 0.
         eta: share of the noise that is drawn anew, in [0, 1]; may be traced.
-        s_noise: factor of the standard deviation of the noise.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        ends_at_zero: as for :func:`jaxdiff.samplers.heun`.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for ``eta`` outside [0, 1], a missing key, or sigmas or a state that cannot be used.
@@ -176,21 +152,9 @@ def seeds(
     denoiser and draws of noise per step; one call for a step known to go to 0.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``eta`` is the number 0.
         order: stages, 1 to 3.
         eta: noise, 0 or more: 0 is the ODE, 1 the reverse SDE; may be traced.
-        s_noise: factor of the standard deviation of the noise.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        ends_at_zero: as for :func:`jaxdiff.samplers.heun`.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for an unknown order, a negative ``eta``, a missing key, or sigmas or a state that cannot be used.
@@ -245,20 +209,9 @@ def dpmpp_2m_sde(
     the last estimate), leave c out. With eta = 0 of order 2. n calls of the denoiser.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``eta`` is the number 0.
         eta: noise, 0 or more: 0 is the ODE, 1 the reverse SDE; may be traced.
-        s_noise: factor of the standard deviation of the noise.
         solver_type: "midpoint" or "heun".
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for a negative ``eta``, an unknown type, a missing key, or sigmas or a state that cannot be used.
@@ -295,20 +248,9 @@ def dpmpp_3m_sde(
     :func:`dpmpp_2m_sde` with "heun". A step to sigma' = 0 gives the last estimate. n calls of the denoiser.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``eta`` is the number 0.
         eta: noise, 0 or more: 0 is the ODE, 1 the reverse SDE; may be traced.
-        s_noise: factor of the standard deviation of the noise.
         curvature: c; 1 is the published method, 2 makes it of order 3 for eta = 0.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for a negative ``eta``, a missing key, or sigmas or a state that cannot be used.

@@ -6,8 +6,18 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import compiled
 from jaxdiff.samplers.coefficients import data_moments, history, noise_moments, orders, split
-from jaxdiff.samplers.integrators import Options, Stage, linear_steps, slopes, stage_steps
+from jaxdiff.samplers.integrators import (
+    Options,
+    Stage,
+    StagePlan,
+    linear_steps,
+    run_stages,
+    slopes,
+    stage_plan,
+    stage_steps,
+)
 from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_choice, check_not_negative
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.samplers.second_order import check_eta
@@ -34,16 +44,7 @@ def dpmpp_2m(
     The memory starts empty, so two runs over the halves of a grid are not one run.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
+        sigmas: decreasing, or increasing for inversion.
 
     Raises:
         ValueError: for sigmas or a state that cannot be used.
@@ -80,18 +81,9 @@ def dpmpp_3m(
     takes D: the result is then the last estimate. n calls of the denoiser.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         curvature: c; 1 is the published method, 2 the third-order one.
         lower_at_end: take orders 2 and 1 in the last two steps; steadier with few steps.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for sigmas or a state that cannot be used.
@@ -131,21 +123,12 @@ def dpm_solver(
     step, but 1 for a step known to go to 0.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         order: 1, 2 or 3.
         multistep: take slopes from the steps before rather than from points within the step.
         predict: "eps" (DPM-Solver) or "x0" (DPM-Solver++).
         lower_at_end: let the order of multistep fall to 1 in the last steps; steadier with few steps.
         ends_at_zero: as for :func:`jaxdiff.samplers.heun`, for single steps.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for an unknown order or prediction, sigmas or a state that cannot be used, or sigmas that
@@ -186,20 +169,9 @@ def dpm_fast(
     step is ancestral, but for the last.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``eta`` is the number 0.
         calls: of the denoiser: 3n - 3 (the default, except 1 for n = 1), 3n - 2 or 3n - 1.
         eta: share of the noise that is drawn anew, in [0, 1]; may be traced.
-        s_noise: factor of the standard deviation of the noise.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for calls that the steps cannot spend, ``eta`` outside [0, 1], a missing key, or sigmas or a state
@@ -212,28 +184,36 @@ def dpm_fast(
     check_not_negative("s_noise", s_noise)
     grid = as_grid(x, sigmas, inversion=is_zero(eta), values=(eta, s_noise))
     source = None if is_zero(eta) else as_noise(key, x, "dpm_fast with eta > 0")
-    states, n = [x[None]], grid.num_steps
+    plans, n = [], grid.num_steps
     for start, stop, order in _runs(n, calls):
         part = grid._replace(sigmas=grid.sigmas[start : stop + 1], to_zero=grid.to_zero if stop == n else False)
         down, up = part.inner, part.inner * 0
         if source is not None and stop < n:
             down, up = split(part.here, part.inner, eta, part.xp)
         stages = exponential_stages(part, down, order, predict="eps")
-        x = stage_steps(
-            denoiser,
-            x,
+        plan = stage_plan(
             part,
             [*stages[:-1], stages[-1]._replace(noise=[s_noise * up])],
-            Options(cond, trajectory, unroll),
+            x,
             zero=None,
-            source=source,
             intervals=[(part.here, part.there)],
             first_step=start + first_step,
         )
-        if trajectory:
-            states.append(x[1][1:])
-            x = x[0]
-    return (x, jnp.concatenate(states)) if trajectory else x
+        plans.append(plan)
+    return _in_turn(denoiser, x, plans, source, Options(cond, trajectory, unroll))
+
+
+@compiled
+def _in_turn(
+    denoiser: Denoiser, x: Array, plans: Sequence[StagePlan], source: NoiseSource | None, options: Options
+) -> Result:
+    """Runs of steps one after the other."""
+    states = [x[None]]
+    for plan in plans:
+        out = run_stages(denoiser, x, plan, source, options)
+        x = out[0] if options.trajectory else out
+        states += [out[1][1:]] if options.trajectory else []
+    return (x, jnp.concatenate(states)) if options.trajectory else x
 
 
 def _runs(n: int, calls: int | None) -> list[tuple[int, int, int]]:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import compiled, number
 from jaxdiff.samplers.coefficients import history, orders
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
-from jaxdiff.samplers.loop import Result, Scalar, Sigmas, as_grid, check_choice, check_not_negative
+from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, cast, check_choice, check_not_negative
 from jaxdiff.samplers.noise import as_noise
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
@@ -48,20 +49,8 @@ def er_sde(
     sigma' = 0 gives the last estimate. n calls of the denoiser.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source.
-        cond: conditioning inputs given to every call of the denoiser.
         stages: 1 to 3; terms of the expansion of the estimates.
         law: phi; written with ``jax.numpy``. phi(sigma)/sigma must not decrease.
-        s_noise: factor of the standard deviation of the noise.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for another number of stages, a missing key, or sigmas or a state that cannot be used.
@@ -71,7 +60,16 @@ def er_sde(
     check_choice("stages", stages, (1, 2, 3))
     check_not_negative("s_noise", s_noise)
     source = as_noise(key, x, "er_sde")
-    grid = as_grid(x, sigmas, inversion=False, values=(jnp.zeros(()),))  # phi is written with jax.numpy
+    grid = as_grid(x, sigmas, inversion=False, values=(s_noise,))
+    keep, std, *weights = _table(cast(grid.sigmas, x), stages, law, number(s_noise))
+    options = Options(cond, trajectory, unroll)
+    return linear_steps(denoiser, x, grid, keep, weights, options, fresh=Fresh(source, std, first_step))
+
+
+@compiled
+def _table(sigmas: Array, stages: int, law: Callable[[Array], Array], s_noise: Scalar) -> tuple[Array, ...]:
+    """What each step keeps of x - D, the deviation of its noise, and its weights; phi is written with jax.numpy."""
+    grid = Grid(sigmas, jnp, None)
     here, there = grid.here, grid.inner
     ratio = law(there) / law(here)
     step, found = there - here, orders(grid.num_steps, stages)
@@ -85,9 +83,7 @@ def er_sde(
     left = jnp.maximum((there - ratio * here) * (there + ratio * here), 0)
     positive = (left > 0) & ~zero
     std = jnp.where(positive, s_noise * jnp.sqrt(jnp.where(positive, left, 1)), 0)
-    keep, weights = jnp.where(zero, 0, ratio), [jnp.where(zero, 0, w) for w in weights]
-    options = Options(cond, trajectory, unroll)
-    return linear_steps(denoiser, x, grid, keep, weights, options, fresh=Fresh(source, std, first_step))
+    return jnp.where(zero, 0, ratio), std, *[jnp.where(zero, 0, w) for w in weights]
 
 
 def _weights(levels: list[Any], slope: Array, bend: Array) -> list[Array]:

@@ -2,6 +2,7 @@
 
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import compiled
 from jaxdiff.samplers.coefficients import split
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
 from jaxdiff.samplers.loop import Result, Scalar, Sigmas, as_grid, cast, check_not_negative, estimate, pack, scan_steps
@@ -27,16 +28,7 @@ def euler(
     flow. Order 1; n calls of the denoiser. The result at sigma' = 0 is the last estimate.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
+        sigmas: decreasing, or increasing for inversion.
 
     Raises:
         ValueError: for sigmas or a state that cannot be used.
@@ -67,18 +59,9 @@ def ddim(
     the last estimate.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0 (increasing only for eta = 0).
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing; for eta = 0 also increasing.
+        key: needed unless ``eta`` is the number 0.
         eta: share of the noise that is drawn anew, in [0, 1]; may be traced.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for ``eta`` outside [0, 1], a missing key, or sigmas or a state that cannot be used.
@@ -112,19 +95,9 @@ def euler_ancestral(
     eta may be larger. n calls of the denoiser; at sigma' = 0 the result is the last estimate.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0 (increasing only for eta = 0).
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing; for eta = 0 also increasing.
+        key: needed unless ``eta`` is the number 0.
         eta: share of the noise that is drawn anew, 0 or more; may be traced.
-        s_noise: factor of the standard deviation of the noise.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for a negative ``eta``, a missing key, or sigmas or a state that cannot be used.
@@ -161,16 +134,9 @@ def flow_euler(
     :func:`euler` on every grid. n calls of the denoiser; at sigma' = 0 the result is the last estimate.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
         x: state at noise level ``sigmas[0]``, shape (batch, ...): ``x0 + sigma eps``, not the mixture.
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         trajectory: also return the states x, shape (n + 1, batch, ...); the mixtures are states/(1 + sigma).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for sigmas or a state that cannot be used.
@@ -181,14 +147,20 @@ def flow_euler(
     grid = as_grid(x, sigmas, inversion=True)
     weight = (grid.here - grid.there) / (grid.here * (1 + grid.there))  # 1 - a'/a
     rows = cast((grid.here, weight, 1 + grid.here, 1 + grid.there), x)
+    return _mixing_steps(denoiser, x, rows, Options(cond, trajectory, unroll))
+
+
+@compiled
+def _mixing_steps(denoiser: Denoiser, x: Array, rows: tuple[Array, ...], options: Options) -> Result:
+    """The steps of :func:`flow_euler`, on u."""
 
     def step(mix: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
         sigma, weight, before, after = row
-        pred = estimate(denoiser, before * mix, sigma, cond)
+        pred = estimate(denoiser, before * mix, sigma, options.cond)
         mix = mix * (1 - weight) + pred * weight
         return mix, after * mix
 
-    mix, states = scan_steps(step, x / rows[2][0], rows, trajectory=trajectory, unroll=unroll)
+    mix, states = scan_steps(step, x / rows[2][0], rows, trajectory=options.trajectory, unroll=options.unroll)
     return pack(x, mix * rows[3][-1], states)
 
 

@@ -1,6 +1,7 @@
 """The two forms that the methods take, both on the one loop: linear multistep, and single-step with stages.
 
-A method is its table of coefficients; each form here takes one step from such a table.
+A method is its table of coefficients; each form here takes one step from such a table. Tables are computed on the host
+where the grid is known, and are arguments of the compiled run: other noise levels are no new program.
 """
 
 from collections.abc import Sequence
@@ -8,12 +9,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from jaxdiff.pytrees import compiled
 from jaxdiff.samplers.loop import Grid, Result, cast, ends_at_zero, estimate, pack, scan_steps
 from jaxdiff.typing import Cond, Denoiser, NoiseSource
 
-__all__ = ["Fresh", "Options", "Stage", "linear_steps", "slopes", "stage_steps"]
+__all__ = [
+    "Fresh",
+    "Options",
+    "Stage",
+    "StagePlan",
+    "linear_steps",
+    "linear_table",
+    "run_linear",
+    "run_stages",
+    "slopes",
+    "stage_plan",
+    "stage_steps",
+]
 
 
 class Options(NamedTuple):
@@ -64,9 +79,28 @@ def linear_steps(
     Returns:
         The last state, or (last state, states).
     """
-    index = jnp.arange(grid.num_steps) + (0 if fresh is None else fresh.first_step)
+    table, source = linear_table(grid, keep, weights, fresh, x), None if fresh is None else fresh.source
+    return run_linear(denoiser, x, table, source, tuple(past), of_noise, options)
+
+
+def linear_table(grid: Grid, keep: Any, weights: Sequence[Any], fresh: Fresh | None, x: Array) -> Any:
+    """Index and coefficients of each step of :func:`run_linear`, arrays (n,) at the precision of ``x``."""
     std = grid.xp.zeros_like(grid.here) if fresh is None else fresh.std
-    table = cast((grid.here, grid.there, keep, tuple(weights[1:]), std), x)
+    index = np.arange(grid.num_steps) + (0 if fresh is None else fresh.first_step)
+    return index, cast((grid.here, grid.there, keep, tuple(weights[1:]), std), x)
+
+
+@compiled
+def run_linear(
+    denoiser: Denoiser,
+    x: Array,
+    table: Any,
+    source: NoiseSource | None,
+    past: tuple[Array, ...],
+    of_noise: bool,
+    options: Options,
+) -> Result:
+    """Take the steps of a :func:`linear_table`; the arguments are those of :func:`linear_steps`."""
 
     def step(carry: tuple[Array, ...], row: tuple[Any, ...]) -> tuple[tuple[Array, ...], Array]:
         x, *memory = carry
@@ -76,12 +110,13 @@ def linear_steps(
         x = pred + keep * (x - pred)
         for weight, older in zip(weights, memory, strict=True):
             x = x + weight * (older - newest)
-        if fresh is not None:
-            x = x + std * fresh.source(index, here, there, x)
+        if source is not None:
+            x = x + std * source(index, here, there, x)
         return (x, *[newest, *memory][: len(memory)]), x
 
-    memory = [*past, *[jnp.zeros_like(x)] * len(weights)][: max(len(weights) - 1, 0)]
-    carry, states = scan_steps(step, (x, *memory), (index, table), trajectory=options.trajectory, unroll=options.unroll)
+    size = len(table[1][3])
+    memory = [*past, *[jnp.zeros_like(x)] * size][:size]
+    carry, states = scan_steps(step, (x, *memory), table, trajectory=options.trajectory, unroll=options.unroll)
     return pack(x, carry[0], states)
 
 
@@ -162,14 +197,48 @@ def stage_steps(
     Raises:
         ValueError: for a broken promise about 0.
     """
+    plan = stage_plan(grid, stages, x, zero=zero, intervals=intervals, first_step=first_step, start=start, churn=churn)
+    return run_stages(denoiser, x, plan, source, options)
+
+
+class StagePlan(NamedTuple):
+    """The steps of :func:`run_stages`: index and coefficients of each, and what is known of the last."""
+
+    rows: Any
+    num_steps: int
+    zero: bool
+    """Whether the last step is taken to 0, known or promised."""
+    known: bool
+    last: Any
+    """The last noise level."""
+
+
+def stage_plan(
+    grid: Grid,
+    stages: Sequence[Stage],
+    x: Array,
+    *,
+    zero: bool | None,
+    intervals: Sequence[tuple[Any, Any]] = (),
+    first_step: int | Array = 0,
+    start: Any = None,
+    churn: Any = None,
+) -> StagePlan:
+    """Coefficients of single-step methods, arrays (n,) at the precision of ``x``; arguments as :func:`stage_steps`."""
     zero, xp = ends_at_zero(grid, zero), grid.xp
     start = grid.here if start is None else start
     stop = grid.there == 0
     end = Stage(*jax.tree.map(lambda part: xp.where(stop, 0.0, part), tuple(stages[-1])))
     stages = [*stages[:-1], end]
     churn = () if churn is None else (churn,)
-    index = (jnp.arange(grid.num_steps) + first_step) * len(intervals)
-    rows = cast((start, churn, list(intervals), stages), x)
+    index = (np.arange(grid.num_steps) + first_step) * len(intervals)
+    rows = index, cast((start, churn, list(intervals), stages), x)
+    return StagePlan(rows, grid.num_steps, zero, bool(grid.to_zero), cast(grid.there[-1], x))
+
+
+@compiled
+def run_stages(denoiser: Denoiser, x: Array, plan: StagePlan, source: NoiseSource | None, options: Options) -> Result:
+    """Take the steps of a plan; the arguments are those of :func:`stage_steps`."""
 
     def begin(x: Array, row: Any) -> tuple[Array, list[Array]]:
         index, (start, churn, intervals, _) = row
@@ -195,9 +264,9 @@ def stage_steps(
 
     def final(x: Array, row: Any) -> Array:
         x = estimate(denoiser, begin(x, row)[0], row[1][0], options.cond)
-        return x if grid.to_zero else jnp.where(grid.there[-1] == 0, x, jnp.nan)
+        return x if plan.known else jnp.where(plan.last == 0, x, jnp.nan)
 
-    return _run(step, final, x, (index, rows), grid.num_steps, zero, options)
+    return _run(step, final, x, plan.rows, plan.num_steps, plan.zero, options)
 
 
 def _run(step: Any, final: Any, x: Array, rows: Any, n: int, zero: bool, options: Options) -> Result:

@@ -136,8 +136,10 @@ def ends_at_zero(grid: Grid, promised: bool | None = None) -> bool:
 
 
 def cast(coefficients: Any, x: Array) -> Any:
-    """Coefficients, computed at the precision of the grid, at that of ``x``."""
-    return jax.tree.map(lambda c: jnp.asarray(c, x.dtype), coefficients)
+    """Coefficients, computed at the precision of the grid, at that of ``x``; what is on the host stays there."""
+    return jax.tree.map(
+        lambda c: jnp.asarray(c, x.dtype) if isinstance(c, jax.Array) else np.asarray(c, x.dtype), coefficients
+    )
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

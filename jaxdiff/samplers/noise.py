@@ -10,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import bind
 from jaxdiff.samplers.loop import Scalar
 from jaxdiff.typing import Keys, NoiseSource
 
@@ -77,8 +78,13 @@ def as_noise(key: Keys | NoiseSource | None, x: Array, method: str, *, again: bo
         raise ValueError(f"{method} adds noise to the same levels again and cannot follow a path: pass keys.")
     if callable(key):
         return key
-    checked = check_key(key, x, method)
-    return lambda index, sigma, sigma_next, x: step_noise(checked, index, x)
+    return bind(_of_key, check_key(key, x, method))
+
+
+def _of_key(key: Keys, index: Array | int, sigma: Array, sigma_next: Array, x: Array) -> Array:
+    """The noise of a step is that of its index, whatever its levels."""
+    del sigma, sigma_next
+    return step_noise(key, index, x)
 
 
 def check_key(key: Keys | None, x: Array, method: str) -> Keys:

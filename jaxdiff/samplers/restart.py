@@ -87,19 +87,8 @@ def restart(
     known to end in 0.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source.
-        cond: conditioning inputs given to every call of the denoiser.
         restarts: in the order of their ``low``; None restarts once, from three quarters of the grid to its half.
-        s_noise: factor of the standard deviation of the noise.
-        ends_at_zero: as for :func:`jaxdiff.samplers.heun`.
         trajectory: also return the states, after each step of the whole way (m + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for positions that do not fit the grid, a missing key, or sigmas or a state that cannot be used.

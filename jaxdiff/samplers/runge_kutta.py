@@ -26,17 +26,7 @@ def rk4(
     denoiser per step, one for a step known to go to 0, which gives the last estimate.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
-        ends_at_zero: as for :func:`jaxdiff.samplers.heun`.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
+        sigmas: decreasing, or increasing for inversion.
 
     Raises:
         ValueError: for sigmas or a state that cannot be used, or sigmas that contradict ``ends_at_zero``.

@@ -1,8 +1,12 @@
 """Samplers of the score-SDE family: discretised reverse SDEs, with or without Langevin corrections."""
 
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import compiled, number
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
 from jaxdiff.samplers.loop import Result, Scalar, Sigmas, as_grid, cast, check_not_negative, estimate, pack, scan_steps
 from jaxdiff.samplers.noise import as_noise, is_zero
@@ -31,18 +35,8 @@ def euler_maruyama(
     linear part exactly.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``eta`` is the number 0.
         eta: noise, 0 or more; may be traced.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for a negative ``eta``, a missing key, or sigmas or a state that cannot be used.
@@ -75,19 +69,6 @@ def reverse_diffusion(
 
     ``x' = x + (sigma^2 - sigma'^2) score + sqrt(sigma^2 - sigma'^2) z`` with ``score = (D - x)/sigma^2``. A step to
     sigma' = 0 adds no noise and gives the last estimate. Weak order 1; n calls of the denoiser.
-
-    Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source.
-        cond: conditioning inputs given to every call of the denoiser.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for a missing key, or sigmas or a state that cannot be used.
@@ -124,19 +105,8 @@ def predictor_corrector(
     the denoiser and draws of noise.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source.
-        cond: conditioning inputs given to every call of the denoiser.
         corrections: Langevin steps per noise level, 0 or more.
         snr: signal-to-noise ratio r of the Langevin steps, 0 or more; 0.16 as published for VE on CIFAR-10.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for negative ``corrections`` or ``snr``, a missing key, or sigmas or a state that cannot be used.
@@ -149,18 +119,34 @@ def predictor_corrector(
     grid = as_grid(x, sigmas, inversion=False)
     source = as_noise(key, x, "predictor_corrector", again=True)
     std = grid.xp.where(grid.there > 0, grid.xp.sqrt((grid.here - grid.there) * (grid.here + grid.there)), 0.0)
-    index = (jnp.arange(grid.num_steps) + first_step) * (corrections + 1)
+    index = (np.arange(grid.num_steps) + first_step) * (corrections + 1)
     rows = cast((grid.here, grid.there, (grid.there / grid.here) ** 2, std), x)
+    return _corrected_steps(
+        denoiser, x, (index, rows), source, corrections, number(snr), Options(cond, trajectory, unroll)
+    )
+
+
+@compiled
+def _corrected_steps(
+    denoiser: Denoiser,
+    x: Array,
+    rows: Any,
+    source: NoiseSource,
+    corrections: int,
+    snr: Scalar,
+    options: Options,
+) -> Result:
+    """The steps of :func:`predictor_corrector`."""
 
     def step(x: Array, row: tuple[Array, tuple[Array, ...]]) -> tuple[Array, Array]:
         index, (here, there, keep, std) = row
         gain = 2 * (snr * here) ** 2
         for j in range(corrections):
-            score = (estimate(denoiser, x, here, cond) - x) / here**2
+            score = (estimate(denoiser, x, here, options.cond) - x) / here**2
             x = x + gain * score + jnp.sqrt(2 * gain) * source(index + j, here, here, x)
-        pred = estimate(denoiser, x, here, cond)
+        pred = estimate(denoiser, x, here, options.cond)
         x = pred + keep * (x - pred) + std * source(index + corrections, here, there, x)
         return x, x
 
-    last, states = scan_steps(step, x, (index, rows), trajectory=trajectory, unroll=unroll)
+    last, states = scan_steps(step, x, rows, trajectory=options.trajectory, unroll=options.unroll)
     return pack(x, last, states)

@@ -41,18 +41,7 @@ def heun(
     ``ends_at_zero=True`` promises the 0.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
-        ends_at_zero: whether the last sigma is 0; None looks where it can. A promise broken by traced sigmas
-            makes the result NaN.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
+        sigmas: decreasing, or increasing for inversion.
 
     Raises:
         ValueError: for sigmas or a state that cannot be used, or sigmas that contradict ``ends_at_zero``.
@@ -89,23 +78,12 @@ def stochastic_heun(
     As many calls of the denoiser as :func:`heun`: 2n - 1 on a grid known to end in 0.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source; needed unless ``s_churn`` or ``s_noise`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        key: needed unless ``s_churn`` or ``s_noise`` is the number 0.
         s_churn: noise added over the whole run, 0 or more; divided by the n of this call, so that a run in
             two parts takes its share in each.
         s_tmin: lowest noise level at which noise is added.
         s_tmax: highest noise level at which noise is added.
         s_noise: factor of the standard deviation of the noise added.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        ends_at_zero: as for :func:`heun`.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for a negative ``s_churn`` or ``s_noise``, a missing key, or sigmas or a state that cannot
@@ -158,17 +136,7 @@ def dpm_2(
     end in 0, else 2n.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
-        ends_at_zero: as for :func:`heun`.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
+        sigmas: decreasing, or increasing for inversion.
 
     Raises:
         ValueError: for sigmas or a state that cannot be used, or sigmas that contradict ``ends_at_zero``.
@@ -201,20 +169,9 @@ def dpm_2_ancestral(
     eta = 0 it is :func:`dpm_2`. Calls of the denoiser as there.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0 (increasing only for eta = 0).
-        key: one key, one per sample, or a noise source; needed unless ``eta`` is the number 0.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing; for eta = 0 also increasing.
+        key: needed unless ``eta`` is the number 0.
         eta: share of the noise that is drawn anew, in [0, 1]; at 1, steps go down to sigma'^2/sigma.
-        s_noise: factor of the standard deviation of the noise.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
-        ends_at_zero: as for :func:`heun`.
-        trajectory: also return the states, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for ``eta`` outside [0, 1], a missing key, or sigmas or a state that cannot be used.
@@ -260,17 +217,9 @@ def flow_heun(
     the denoiser as for :func:`heun`.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
         x: state at noise level ``sigmas[0]``, shape (batch, ...): ``x0 + sigma eps``, not u.
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
-        ends_at_zero: as for :func:`heun`.
+        sigmas: decreasing, or increasing for inversion.
         trajectory: also return the states x, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for sigmas or a state that cannot be used, or sigmas that contradict ``ends_at_zero``.

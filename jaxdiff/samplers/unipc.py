@@ -44,21 +44,13 @@ def unipc(
     lower order. n calls of the denoiser. A step to sigma' = 0 gives the last estimate.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing and possibly ending in 0, or increasing for inversion.
-        key: not used; there so that all samplers are called alike.
-        cond: conditioning inputs given to every call of the denoiser.
+        sigmas: decreasing, or increasing for inversion.
         order: p, 1 to 4.
         variant: "bh1" or "bh2".
         predict: "x0" or "eps".
         lower_at_end: let the order fall to 1 in the last steps, as published for few steps.
         correct: whether to correct; without it order 2 and more are exponential multistep methods.
         trajectory: also return the states as predicted, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for an unknown order, variant or prediction, or sigmas or a state that cannot be used.
@@ -117,24 +109,13 @@ def sa_solver(
     sigma' = 0 gives the last estimate.
 
     Args:
-        denoiser: (x, sigma, cond) -> x0.
-        x: state at noise level ``sigmas[0]``, shape (batch, ...).
-        sigmas: shape (n + 1,), strictly decreasing, possibly ending in 0.
-        key: one key, one per sample, or a noise source.
-        cond: conditioning inputs given to every call of the denoiser.
         tau: noise, 0 or more; may be traced.
         tau_range: noise levels between which tau holds; outside of them it is 0.
         predictor_order: 1 to 4.
         corrector_order: 0 (none) to 4.
         even_slope: in steps of order 2 weigh the slope by H/2 in place of its integral, a change of order h^3 that
             the authors' code makes because pictures look a little better.
-        s_noise: factor of the standard deviation of the noise.
-        first_step: index of the first step in the noise stream: that of the whole run, for a run in parts.
         trajectory: also return the states as predicted, shape (n + 1, batch, ...).
-        unroll: steps per iteration of the compiled loop.
-
-    Returns:
-        x at noise level ``sigmas[-1]``, or (x, states).
 
     Raises:
         ValueError: for an order out of range, a negative tau, a missing key (unless tau is the number 0), or

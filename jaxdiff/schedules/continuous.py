@@ -1,17 +1,19 @@
 """Schedules in continuous time: the score SDEs, EDM, Laplace and rectified flow."""
 
 import dataclasses
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.pytrees import log, pytree
 from jaxdiff.typing import require
 
 Times = Float[Array, "..."]
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Laplace:
     """Variance-preserving path whose log-SNR has a Laplace(mu, b) density over uniform t.
@@ -55,6 +57,7 @@ class Laplace:
         return jnp.where(centred > 0, tail, 1 - tail)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VP:
     """Variance-preserving SDE: ``alpha = exp(-(beta_max - beta_min) t^2 / 4 - beta_min t / 2)``.
@@ -100,6 +103,7 @@ class VP:
         return self._time_of_integral(jnp.log1p(jnp.square(jnp.asarray(noise_level))))
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubVP(VP):
     """Sub-VP SDE: the ``alpha`` of VP with ``sigma = 1 - alpha^2``.
@@ -129,6 +133,7 @@ def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
     require(0 < sigma_min < sigma_max, f"sigmas {sigma_min}..{sigma_max}: use 0 < sigma_min < sigma_max")
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VE:
     """Variance-exploding SDE: ``sigma(t) = sigma_min (sigma_max / sigma_min)^t``, alpha = 1.
@@ -148,7 +153,7 @@ class VE:
 
     def sigma(self, t: Times) -> Times:
         """Noise level at time t."""
-        return jnp.exp(math.log(self.sigma_min) + jnp.asarray(t) * math.log(self.sigma_max / self.sigma_min))
+        return jnp.exp(log(self.sigma_min) + jnp.asarray(t) * log(self.sigma_max / self.sigma_min))
 
     noise_level = sigma
 
@@ -158,11 +163,10 @@ class VE:
 
     def time(self, noise_level: Times) -> Times:
         """``ln(noise_level / sigma_min) / ln(sigma_max / sigma_min)``."""
-        return (jnp.log(jnp.asarray(noise_level)) - math.log(self.sigma_min)) / math.log(
-            self.sigma_max / self.sigma_min
-        )
+        return (jnp.log(jnp.asarray(noise_level)) - log(self.sigma_min)) / log(self.sigma_max / self.sigma_min)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EDM:
     """EDM's path with alpha = 1: ``sigma(t)^(1/rho)`` linear in t from sigma_min to sigma_max.
@@ -178,7 +182,7 @@ class EDM:
         _check_sigmas(self.sigma_min, self.sigma_max)
         require(self.rho > 0, f"rho is {self.rho}: use a positive number (the paper's is 7)")
 
-    def _ends(self) -> tuple[float, float]:
+    def _ends(self) -> tuple[Any, Any]:
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
     def alpha(self, t: Times) -> Times:
@@ -202,6 +206,7 @@ class EDM:
         return (jnp.asarray(noise_level) ** (1 / self.rho) - low) / (high - low)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RectifiedFlow:
     """Straight path ``x_t = (1 - t) x0 + t eps``; the noise level t / (1 - t) is infinite at t = 1.

@@ -3,15 +3,23 @@
 import dataclasses
 import functools
 import math
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
+from jaxdiff.pytrees import is_traced, pytree
 from jaxdiff.typing import require
 
 Times = Float[Array, "..."]
+Table: TypeAlias = Float64[np.ndarray, " steps"] | Float[Array, " steps"]
+"""One number for each step: float64 of NumPy, or traced where a field of the schedule is."""
+
+
+def _array_module(schedule: "DiscreteSchedule") -> Any:
+    return jnp if is_traced(schedule) else np
 
 
 def _check_steps(num_steps: int) -> None:
@@ -25,15 +33,24 @@ def _check_betas(beta_start: float, beta_end: float) -> None:
     )
 
 
+def _log_noise_levels(schedule: "DiscreteSchedule") -> Table:
+    """ln(sqrt((1 - abar) / abar)) for steps 1..T, without the cancellation of 1 - abar."""
+    return _log_ratio(schedule) if is_traced(schedule) else _known_log_noise_levels(schedule)
+
+
 @functools.lru_cache(maxsize=64)
-def _log_noise_levels(schedule: "DiscreteSchedule") -> Float64[np.ndarray, " steps"]:
-    """ln(sqrt((1 - abar) / abar)) for steps 1..T in float64, without the cancellation of 1 - abar."""
-    log_abar = schedule.log_alphas_cumprod()
+def _known_log_noise_levels(schedule: "DiscreteSchedule") -> Float64[np.ndarray, " steps"]:
+    return _log_ratio(schedule)  # pyright: ignore[reportReturnType]
+
+
+def _log_ratio(schedule: "DiscreteSchedule") -> Table:
+    xp, log_abar = _array_module(schedule), schedule.log_alphas_cumprod()
     with np.errstate(over="ignore"):
-        ratio = np.where(np.isneginf(log_abar), np.inf, np.expm1(-np.where(np.isneginf(log_abar), -1, log_abar)))
-    return 0.5 * np.log(ratio)
+        ratio = xp.where(xp.isneginf(log_abar), xp.inf, xp.expm1(-xp.where(xp.isneginf(log_abar), -1, log_abar)))
+    return 0.5 * xp.log(ratio)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscreteSchedule:
     """Variance-preserving schedule of T steps: step n (1..T) is at t = n / T.
@@ -50,21 +67,22 @@ class DiscreteSchedule:
     def __post_init__(self) -> None:
         _check_steps(self.num_steps)
 
-    def betas(self) -> Float64[np.ndarray, " steps"]:
+    def betas(self) -> Table:
         """Forward variances beta_1..beta_T, each in (0, 0.999]."""
         raise TypeError("DiscreteSchedule has no betas of its own: use one of its named schedules")
 
-    def log_alphas_cumprod(self) -> Float64[np.ndarray, " steps"]:
+    def log_alphas_cumprod(self) -> Table:
         """``ln abar_n`` for n = 1..T."""
-        return np.cumsum(np.log1p(-self.betas()))
+        xp = _array_module(self)
+        return xp.cumsum(xp.log1p(-self.betas()))
 
-    def alphas_cumprod(self) -> Float64[np.ndarray, " steps"]:
+    def alphas_cumprod(self) -> Table:
         """``abar_n`` for n = 1..T, strictly decreasing."""
-        return np.exp(self.log_alphas_cumprod())
+        return _array_module(self).exp(self.log_alphas_cumprod())
 
-    def noise_levels(self) -> Float64[np.ndarray, " steps"]:
+    def noise_levels(self) -> Table:
         """``sigma_n / alpha_n`` for n = 1..T, strictly increasing; infinite where abar is 0."""
-        return np.exp(_log_noise_levels(self))
+        return _array_module(self).exp(_log_noise_levels(self))
 
     def alpha(self, t: Times) -> Times:
         """``sqrt(abar)``: shape of ``t``."""
@@ -110,6 +128,7 @@ class DiscreteSchedule:
         return jnp.where(u < 1, table[0] + jnp.log(u), above)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear(DiscreteSchedule):
     """``beta_n`` linear from ``beta_start`` to ``beta_end``.
@@ -131,13 +150,14 @@ class Linear(DiscreteSchedule):
         _check_steps(self.num_steps)
         _check_betas(self.beta_start, self.beta_end)
 
-    def betas(self) -> Float64[np.ndarray, " steps"]:
+    def betas(self) -> Table:
         """Forward variances, shape (T,)."""
         factor = 1000 / self.num_steps if self.rescale else 1.0
-        ends = np.array([self.beta_start, self.beta_end]) * factor
-        return np.minimum(np.linspace(ends[0], ends[1], self.num_steps), 0.999)
+        xp = _array_module(self)
+        return xp.minimum(xp.linspace(self.beta_start * factor, self.beta_end * factor, self.num_steps), 0.999)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quadratic(DiscreteSchedule):
     """``sqrt(beta_n)`` linear from ``sqrt(beta_start)`` to ``sqrt(beta_end)``, with the ends of DDPM.
@@ -152,11 +172,12 @@ class Quadratic(DiscreteSchedule):
         _check_steps(self.num_steps)
         _check_betas(self.beta_start, self.beta_end)
 
-    def betas(self) -> Float64[np.ndarray, " steps"]:
+    def betas(self) -> Table:
         """Forward variances, shape (T,)."""
-        return np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps) ** 2
+        return _array_module(self).linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps) ** 2
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScaledLinear(Quadratic):
     """The quadratic schedule under the name and with the ends of latent diffusion (Stable Diffusion).
@@ -168,10 +189,11 @@ class ScaledLinear(Quadratic):
     beta_end: float = 1.2e-2
 
 
-def _betas_from_log_alpha_bar(log_alpha_bar: Float64[np.ndarray, " knots"], low: float, high: float) -> np.ndarray:
-    return np.clip(-np.expm1(np.diff(log_alpha_bar)), low, high)
+def _betas_from_log_alpha_bar(log_alpha_bar: Any, low: Any, high: Any, xp: Any) -> Any:
+    return xp.clip(-xp.expm1(xp.diff(log_alpha_bar)), low, high)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine(DiscreteSchedule):
     """``abar(t) = cos^2((t + s) / (1 + s) pi / 2)`` up to a factor; betas clipped to [min_beta, max_beta].
@@ -194,13 +216,14 @@ class Cosine(DiscreteSchedule):
             f"betas clipped to {self.min_beta}..{self.max_beta}: use 0 < min_beta < max_beta < 1",
         )
 
-    def betas(self) -> Float64[np.ndarray, " steps"]:
+    def betas(self) -> Table:
         """Forward variances, shape (T,)."""
-        t = np.arange(self.num_steps + 1) / self.num_steps
-        log_abar = 2 * np.log(np.abs(np.cos((t + self.s) / (1 + self.s) * math.pi / 2)))
-        return _betas_from_log_alpha_bar(log_abar, self.min_beta, self.max_beta)
+        t, xp = np.arange(self.num_steps + 1) / self.num_steps, _array_module(self)
+        log_abar = 2 * xp.log(xp.abs(xp.cos((t + self.s) / (1 + self.s) * math.pi / 2)))
+        return _betas_from_log_alpha_bar(log_abar, self.min_beta, self.max_beta, xp)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BetaSigmoid(DiscreteSchedule):
     """``beta_n`` a sigmoid over [-6, 6], scaled to [beta_start, beta_end].
@@ -215,12 +238,13 @@ class BetaSigmoid(DiscreteSchedule):
         _check_steps(self.num_steps)
         _check_betas(self.beta_start, self.beta_end)
 
-    def betas(self) -> Float64[np.ndarray, " steps"]:
+    def betas(self) -> Table:
         """Forward variances, shape (T,)."""
         sigmoid = 1 / (1 + np.exp(-np.linspace(-6, 6, self.num_steps)))
         return sigmoid * (self.beta_end - self.beta_start) + self.beta_start
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlphaBarSigmoid(DiscreteSchedule):
     """``abar(t)`` a sigmoid between ``start`` and ``end`` at temperature ``tau``, normalised to 1 and 0.
@@ -238,15 +262,16 @@ class AlphaBarSigmoid(DiscreteSchedule):
         require(self.start < self.end, f"start {self.start} and end {self.end}: start must be the smaller")
         require(self.tau > 0, f"tau is {self.tau}: use a positive temperature")
 
-    def betas(self) -> Float64[np.ndarray, " steps"]:
+    def betas(self) -> Table:
         """Forward variances, shape (T,)."""
-        t = np.arange(self.num_steps) / self.num_steps
-        curve = 1 / (1 + np.exp((t * (self.end - self.start) + self.start) / self.tau))
-        last = 1 / (1 + np.exp(self.end / self.tau))
-        log_abar = np.append(np.log(curve - last), -np.inf)
-        return _betas_from_log_alpha_bar(log_abar, 1e-8, self.max_beta)
+        t, xp = np.arange(self.num_steps) / self.num_steps, _array_module(self)
+        curve = 1 / (1 + xp.exp((t * (self.end - self.start) + self.start) / self.tau))
+        last = 1 / (1 + xp.exp(self.end / self.tau))
+        log_abar = xp.append(xp.log(curve - last), -np.inf)
+        return _betas_from_log_alpha_bar(log_abar, 1e-8, self.max_beta, xp)
 
 
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroTerminalSNR(DiscreteSchedule):
     """``base`` with ``sqrt(abar)`` shifted and scaled so that its last value is 0 and its first stays.
@@ -266,15 +291,15 @@ class ZeroTerminalSNR(DiscreteSchedule):
         )
         object.__setattr__(self, "num_steps", self.base.num_steps)
 
-    def log_alphas_cumprod(self) -> Float64[np.ndarray, " steps"]:
+    def log_alphas_cumprod(self) -> Table:
         """``ln abar_n``; the last is minus infinity."""
-        root = np.exp(0.5 * self.base.log_alphas_cumprod())
+        xp, known = _array_module(self), self.base.log_alphas_cumprod()
+        root = xp.exp(0.5 * known)
         scaled = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
         with np.errstate(divide="ignore"):
-            log_abar = 2 * np.log(scaled)
-        log_abar[0] = self.base.log_alphas_cumprod()[0]
-        return log_abar
+            return xp.concatenate([known[:1], 2 * xp.log(scaled[1:-1]), xp.full((1,), -np.inf)])
 
-    def betas(self) -> Float64[np.ndarray, " steps"]:
+    def betas(self) -> Table:
         """Forward variances; the last is exactly 1."""
-        return -np.expm1(np.diff(self.log_alphas_cumprod(), prepend=0.0))
+        xp = _array_module(self)
+        return -xp.expm1(xp.diff(self.log_alphas_cumprod(), prepend=0.0))

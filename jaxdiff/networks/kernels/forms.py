@@ -1,14 +1,14 @@
 """What a network is traced for: the forms of convolution and attention depend on it."""
 
 import contextlib
-import contextvars
 from collections.abc import Iterator
 
 import jax
 
 __all__ = ["on_cpu", "one_cpu", "plain", "plain_forms"]
 
-_PLAIN: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
+# jax keeps it with each program, so that what was traced in one form is not taken for the other.
+_PLAIN = jax.make_user_context(False)
 
 
 @contextlib.contextmanager
@@ -17,16 +17,13 @@ def plain_forms() -> Iterator[None]:
 
     For programs whose operations are counted, or that are made for another platform than the one they are traced on.
     """
-    token = _PLAIN.set(True)
-    try:
+    with _PLAIN(True):
         yield
-    finally:
-        _PLAIN.reset(token)
 
 
 def plain() -> bool:
     """Whether ``plain_forms`` is entered."""
-    return _PLAIN.get()
+    return _PLAIN.value
 
 
 def on_cpu() -> bool:
