@@ -127,7 +127,7 @@ def _attention(dtype: DTypeLike) -> Iterator[Verdict]:
         f"{name}: {form}{f' ({reason})' if reason else ''}; {forward:.0e} from the plain form, gradient {backward:.0e}"
     )
     if form == "cudnn" and "cudnn" not in lowered.as_text():
-        yield "warn", f"{text}; jax cannot use cuDNN's kernel and computed it by XLA: JAXDIFF_ATTENTION=cudnn says why"
+        yield "warn", f"{text}; jax cannot use cuDNN's kernel, XLA computed it: --runtime.attention cudnn says why"
     else:
         yield "ok", text
 
@@ -205,7 +205,7 @@ CHECKS = (
     Check("devices", _devices, DRIVER),
     Check("cache", _cache, "set JAX_COMPILATION_CACHE_DIR to a folder that can be written"),
     Check("product", _products, DRIVER),
-    Check("attention", functools.partial(_attention, "bfloat16"), "JAXDIFF_ATTENTION=xla does without cuDNN"),
+    Check("attention", functools.partial(_attention, "bfloat16"), "--runtime.attention xla does without cuDNN"),
     Check("attention", functools.partial(_attention, "float32"), DRIVER),
     Check("train step", _train_step, DRIVER),
     Check("checkpoint", _checkpoint, "set TMPDIR to a folder with room, and see that --run-dir will be on such a disk"),

@@ -8,12 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxdiff.networks.kernels import cpu_attention, cpu_convolution
+from jaxdiff.networks import as_network, init_params
+from jaxdiff.networks.kernels import attention, cpu_attention, cpu_convolution
 from jaxdiff.networks.kernels.attention import attend, attention_form
 from jaxdiff.networks.kernels.convolution import convolve, upsample_convolve, upsample_nearest
-from jaxdiff.networks.layers import Conv, GroupNorm, attention
+from jaxdiff.networks.kernels.forms import with_attention
+from jaxdiff.networks.layers import Conv, GroupNorm
+from jaxdiff.networks.layers.attention import TokenAttention
 
 
 def plain(x, kernel, stride, padding):
@@ -164,14 +168,26 @@ def test_the_form_follows_platform_type_and_size(monkeypatch):
     assert attention_form(q, q, special=False) == ("rows", "")
     for other, special in ((small, False), (short, False), (q, True)):
         assert attention_form(other, other, special=special)[0] == "xla"
-    monkeypatch.setenv("JAXDIFF_ATTENTION", "xla")
-    assert attention_form(q, q, special=False) == ("xla", "JAXDIFF_ATTENTION=xla")
-    monkeypatch.setenv("JAXDIFF_ATTENTION", "cudnn")
-    with pytest.raises(ValueError, match="the platform is cpu"):
+    with with_attention("xla"):
+        assert attention_form(q, q, special=False) == ("xla", "as asked")
+    with with_attention("cudnn"), pytest.raises(ValueError, match="the platform is cpu. Use runtime.attention auto"):
         attention_form(short, short, special=False)
-    monkeypatch.setenv("JAXDIFF_ATTENTION", "fast")
-    with pytest.raises(ValueError, match="auto, xla or cudnn; got 'fast'"):
-        attention_form(q, q, special=False)
+
+
+class OneAttention(nn.Module):
+    @nn.compact
+    def __call__(self, x, noise_cond, cond=None, *, train=False):
+        return TokenAttention(heads=2, name="only")(x)
+
+
+def test_a_network_computes_attention_as_it_was_made_to():
+    x, noise = jnp.ones((2, 3, 8)), jnp.ones(2)
+    plain, insisting = (as_network(OneAttention(), attention=choice) for choice in ("xla", "cudnn"))
+    params = init_params(OneAttention(), jax.random.key(0), x)
+    assert plain == as_network(OneAttention(), attention="xla") != insisting
+    assert plain(params, x, noise).shape == x.shape
+    with pytest.raises(ValueError, match="attention is to be cudnn, but cannot: the platform is cpu"):
+        insisting(params, x, noise)
 
 
 def test_the_form_on_a_gpu(monkeypatch):
@@ -196,8 +212,7 @@ def test_attention_without_the_library_is_plain_and_says_so_once(monkeypatch, ca
             assert attend(q, q, q).shape == q.shape
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("attention: xla (cuDNN")
-    monkeypatch.setenv("JAXDIFF_ATTENTION", "cudnn")
-    with pytest.raises(RuntimeError, match="cuDNN"):
+    with with_attention("cudnn"), pytest.raises(RuntimeError, match="cuDNN"):
         attend(q, q, q)
 
 
@@ -218,7 +233,7 @@ def test_layers_on_one_cpu_compute_the_same(monkeypatch):
     for module in (Conv(3), GroupNorm(2)):
         expected = run(module)
         with monkeypatch.context() as patch:
-            patch.setattr("jaxdiff.networks.layers.one_cpu", lambda: True)
+            patch.setattr("jaxdiff.networks.layers.basic.one_cpu", lambda: True)
             close(run(module), expected, 2e-6)
 
 

@@ -80,7 +80,7 @@ def test_one_failure_is_one_line_and_the_others_still_run(monkeypatch, capsys):
     def broken(dtype):
         raise RuntimeError("no such kernel\nand much more")
 
-    monkeypatch.setattr(doctor.planning, "measured_peak", broken)
+    monkeypatch.setattr(doctor.cost, "measured_peak", broken)
     monkeypatch.setattr(doctor, "CHECKS", [c for c in doctor.CHECKS if c.name in ("versions", "product", "checkpoint")])
     assert doctor.main([]) == 1
     lines = verdicts(capsys)

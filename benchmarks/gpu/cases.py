@@ -82,7 +82,6 @@ class Trial:
     scan: bool = True
     """One block compiled for the whole depth, where the network has that."""
     attention: Literal["auto", "cudnn", "xla"] = "auto"
-    """Value of JAXDIFF_ATTENTION in the process that measures; auto leaves it out."""
     precision: Literal["default", "high", "highest"] = "default"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     micro_batches: int = 1
@@ -151,6 +150,7 @@ def configured(trial: Trial) -> Config:
         "matmul_precision": trial.precision,
         "remat_policy": trial.remat if trial.remat != "off" else "full",
         "micro_batches": trial.micro_batches,
+        "attention": trial.attention,
         "deterministic": trial.deterministic,
         "device_data": "always" if trial.data else "never",
         "steps_per_call": 1,

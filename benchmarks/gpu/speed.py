@@ -59,8 +59,6 @@ def prepare(config: Config) -> Iterator[Ready]:
 
 def settle(trial: Trial) -> None:
     """Set what a trial asks of the whole process."""
-    if trial.attention != "auto":
-        os.environ["JAXDIFF_ATTENTION"] = trial.attention
     jax.config.update("jax_default_matmul_precision", trial.precision)
 
 

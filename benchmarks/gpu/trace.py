@@ -41,7 +41,8 @@ def record(call: Callable[[], Any], folder: pathlib.Path, *, calls: int = 3) -> 
 
 def _events(path: pathlib.Path) -> Iterator[tuple[str, float]]:
     """Name and nanoseconds of what the devices did: the streams of a GPU, else the operations of the host."""
-    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+    recording = jax.profiler.ProfileData.from_file(str(path))  # owns what the planes point to
+    planes = list(recording.planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:") and "CUSTOM" not in plane.name]
     for plane in devices or planes:
         lines = list(plane.lines)

@@ -16,6 +16,8 @@ class RuntimeConfig:
     """Precision of float32 products on GPU (TF32) and TPU (bfloat16)."""
     deterministic: bool = True
     """On a GPU allow only kernels that add in a fixed order, so that a run can be resumed and repeated bit by bit."""
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    """As is fastest here; always the plain form; or cuDNN's kernel, and an error where that cannot be."""
     micro_batches: int = 1
     """Parts of a batch whose gradients are computed one after another and averaged: less memory, the same update."""
     steps_per_call: int = 1

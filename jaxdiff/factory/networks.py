@@ -164,7 +164,7 @@ def model(config: C.Config, spec: data.DataSpec) -> Model:
     )
     null |= data.null_inputs([(name, shapes[name]) for name in config.data.inputs])
     module = _module(config, spec)
-    trained = networks.as_network(module)
+    trained = networks.as_network(module, attention=config.runtime.attention)
     network = bind(_first_half, trained) if config.loss.learned_range else trained
     uncertainty = None
     if config.loss.kind == "uncertainty":

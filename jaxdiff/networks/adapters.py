@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
 from jaxdiff import sharding
+from jaxdiff.networks.kernels.forms import Attention, with_attention
 from jaxdiff.networks.layers.draw import draw, draw_split
 from jaxdiff.networks.layers.initializers import Initializer
 from jaxdiff.pytrees import bind
@@ -25,22 +26,24 @@ Module: TypeAlias = nn.Module
 ArrayLike: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 
-def as_network(module: nn.Module) -> Network:
+def as_network(module: nn.Module, *, attention: Attention = "auto") -> Network:
     """Turn a module into the pure function ``F(params, x, noise_cond, cond=None, key=None)``.
 
     Args:
         module: a linen module called as ``module(x, noise_cond, cond, train=...)``, with parameters as its
             only state.
+        attention: how attention is computed: as is fastest here, by the plain form (xla), or by cuDNN alone.
 
     Returns:
         The network. ``params`` is a plain tree as ``init_params`` gives it. Without ``key`` it evaluates;
         with ``key`` it trains, and dropout draws from that key. The networks of equal modules are equal.
     """
-    return bind(_apply, module)
+    return bind(_apply, module, attention)
 
 
 def _apply(
     module: nn.Module,
+    attention: Attention,
     params: Params,
     x: Float[Array, "batch ..."],
     noise_cond: Float[Array, " batch"],
@@ -48,7 +51,8 @@ def _apply(
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch ..."]:
     rngs = None if key is None else {"dropout": key}
-    return module.apply({"params": params}, x, noise_cond, cond, train=key is not None, rngs=rngs)  # pyright: ignore[reportReturnType]
+    with with_attention(attention):
+        return module.apply({"params": params}, x, noise_cond, cond, train=key is not None, rngs=rngs)  # pyright: ignore[reportReturnType]
 
 
 def _abstract_init(module: nn.Module, x: ArrayLike, noise_cond: ArrayLike | None, cond: Mapping | None) -> Mapping:

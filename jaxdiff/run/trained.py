@@ -1,5 +1,6 @@
 """A trained run, rebuilt from its checkpoint alone."""
 
+import dataclasses
 import pathlib
 from typing import NamedTuple
 
@@ -60,6 +61,8 @@ def load_run(
     step = intact(checkpoints, step)
     meta = read_meta(checkpoints, step)
     config = from_dict(meta["config"])
+    if config.runtime.attention == "cudnn":  # asked for where it was trained
+        config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, attention="auto"))
     model = factory.model(config, data.DataSpec.from_dict(meta["spec"]))
     name = {"ema": "ema_params", "raw": "params"}[weights]
     shapes = factory.param_shapes(model)

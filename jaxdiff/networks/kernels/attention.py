@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import os
 from typing import Literal, TypeAlias
 
 import jax
@@ -10,19 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdiff.networks.kernels.cpu_attention import softmax_by_rows
-from jaxdiff.networks.kernels.forms import one_cpu, plain
+from jaxdiff.networks.kernels.forms import asked_attention, one_cpu, plain
 
 _log = logging.getLogger("jaxdiff")
 
-__all__ = ["Form", "MANY_SCORES", "SWITCH", "attend", "attention_form"]
+__all__ = ["Form", "MANY_SCORES", "attend", "attention_form"]
 
 
 MANY_SCORES = 32 * 32
 """Scores of a head from which on a loop over the rows of a batch pays on a CPU."""
-
-
-SWITCH = "JAXDIFF_ATTENTION"
-"""Environment variable: "auto" (default), "xla" for the plain form everywhere, "cudnn" to insist on that kernel."""
 
 
 Form: TypeAlias = Literal["cudnn", "rows", "xla"]
@@ -33,7 +28,8 @@ def attention_form(
 ) -> tuple[Form, str]:
     """Choose how attention is computed on the default platform.
 
-    "cudnn" is the fused kernel of GPUs, "rows" is ``cpu_attention.softmax_by_rows``, "xla" the plain form.
+    "cudnn" is the fused kernel of GPUs, "rows" is ``cpu_attention.softmax_by_rows``, "xla" the plain form. What
+    ``forms.with_attention`` asks for comes first.
 
     Args:
         q: queries (batch, queries, heads, d); only type and shape matter.
@@ -44,16 +40,14 @@ def attention_form(
         The form, and why it is not a faster one ("" where it is the fastest).
 
     Raises:
-        ValueError: an unknown value of ``JAXDIFF_ATTENTION``, or "cudnn" where that cannot be.
+        ValueError: "cudnn" is asked for where that cannot be.
     """
-    asked = os.environ.get(SWITCH, "auto")
-    if asked not in ("auto", "xla", "cudnn"):
-        raise ValueError(f"{SWITCH} must be auto, xla or cudnn; got {asked!r}.")
+    asked = asked_attention()
     if plain():
         return "xla", "plain_forms"
     backend, head = jax.default_backend(), q.shape[-1]
     if asked == "xla":
-        return "xla", f"{SWITCH}=xla"
+        return "xla", "as asked"
     if backend == "gpu" or asked == "cudnn":
         reasons = {
             f"the platform is {backend}": backend != "gpu",
@@ -63,7 +57,7 @@ def attention_form(
         }
         reason = ", ".join(text for text, holds in reasons.items() if holds)
         if reason and asked == "cudnn":
-            raise ValueError(f"{SWITCH}=cudnn cannot be: {reason}. Use auto or xla.")
+            raise ValueError(f"attention is to be cudnn, but cannot: {reason}. Use runtime.attention auto or xla.")
         return ("xla", reason) if reason else ("cudnn", "")
     if backend != "cpu":
         return "xla", ""
@@ -89,8 +83,7 @@ def attend(
 ) -> Float[Array, "batch queries heads d"]:
     """``softmax(scale Q K^T + bias) V`` for each head: the one place where softmax attention is computed.
 
-    How depends on the platform, see ``attention_form``; the environment variable JAXDIFF_ATTENTION=xla turns the
-    choice off, and so does ``platform.plain_forms`` for a program made for another platform.
+    How depends on the platform, see ``attention_form``.
 
     Args:
         q: queries.
@@ -109,7 +102,7 @@ def attend(
         try:
             mixed = jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
         except RuntimeError as error:  # jax finds no cuDNN, or one that is too old
-            if os.environ.get(SWITCH) == "cudnn":
+            if asked_attention() == "cudnn":
                 raise
             reason = str(error).splitlines()[0]
         else:

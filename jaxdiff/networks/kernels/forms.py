@@ -2,13 +2,18 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal, TypeAlias
 
 import jax
 
-__all__ = ["on_cpu", "one_cpu", "plain", "plain_forms"]
+__all__ = ["Attention", "asked_attention", "on_cpu", "one_cpu", "plain", "plain_forms", "with_attention"]
+
+Attention: TypeAlias = Literal["auto", "xla", "cudnn"]
+"""How attention is to be computed: what is fastest here, the plain form, or cuDNN's kernel and nothing else."""
 
 # jax keeps it with each program, so that what was traced in one form is not taken for the other.
 _PLAIN = jax.make_user_context(False)
+_ATTENTION = jax.make_user_context("auto")
 
 
 @contextlib.contextmanager
@@ -19,6 +24,18 @@ def plain_forms() -> Iterator[None]:
     """
     with _PLAIN(True):
         yield
+
+
+@contextlib.contextmanager
+def with_attention(asked: Attention) -> Iterator[None]:
+    """Trace attention as asked; see ``attention.attention_form``."""
+    with _ATTENTION(asked):
+        yield
+
+
+def asked_attention() -> Attention:
+    """How attention is to be computed in what is traced now."""
+    return _ATTENTION.value
 
 
 def plain() -> bool:
