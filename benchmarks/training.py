@@ -11,6 +11,7 @@ matrices reaches on the same side in the same run. The peers' environment: tests
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -31,8 +32,7 @@ from jaxdiff import grids, losses, noise_levels, parameterizations, samplers, sc
 from jaxdiff.denoisers import make_denoiser
 from jaxdiff.interop import diffusers, dit, import_params
 from jaxdiff.interop.files import read_tensors
-from jaxdiff.networks import as_network, param_shapes, plain_forms
-from jaxdiff.networks.dit import DiT
+from jaxdiff.networks import DiT, DiTConfig, Inputs, as_network, param_shapes, plain_forms
 from jaxdiff.runtime.compilation import compile_step, compiler_options
 from jaxdiff.runtime.cost import count_flops
 
@@ -78,11 +78,16 @@ class Peer:
         return json.loads(line)
 
 
+def own_dit():
+    """A small DiT."""
+    return DiT(DiTConfig(width=384, depth=6, heads=6), Inputs(channels=3))
+
+
 def read_network(name, folder):
     """Our network with the weights of the peer."""
     if name != "dit":
         return diffusers.read_model(folder)
-    module = DiT(width=384, depth=6, heads=6, channels=3)
+    module = own_dit()
     shapes = param_shapes(module, (1, 32, 32, 3))
     tensors = read_tensors(folder / "model.safetensors")
     return module, import_params(tensors, dit.entries(module, shapes), shapes, ignore=dit.IGNORED)
@@ -93,9 +98,10 @@ def own_network(name):
     from jaxdiff.networks import init_params
     from jaxdiff.networks.unet2d import presets
 
-    module = DiT(width=384, depth=6, heads=6, channels=3) if name == "dit" else presets()["unet2d-small"].build()
+    module = own_dit() if name == "dit" else presets()["unet2d-small"].build()
     if name == "unet-no-attention":
-        module = module.clone(down=("conv",) * 3, up=("conv",) * 3, middle_attention=False)
+        plain = {"down": ("conv",) * 3, "up": ("conv",) * 3, "middle_attention": False}
+        module = module.clone(config=dataclasses.replace(module.config, **plain))
     return module, init_params(module, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 

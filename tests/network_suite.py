@@ -1,7 +1,7 @@
 """The suite that every network must pass: a test file imports it whole and names its cases.
 
 from network_suite import *  # noqa: F403
-CASES = {"name": Case(module, shape, ...)}
+CASES = {"name": Case(NAME(NAMEConfig(...), Inputs(...)), shape, ...)}
 """
 
 import dataclasses
@@ -106,7 +106,26 @@ def built(case):
 def inputs(case):
     """Noisy examples and what the network is told about their noise."""
     x = jax.random.normal(jax.random.key(1), (BATCH, *case.shape))
-    return x, jnp.array([1.0, 30.0, 400.0, 999.0]) / getattr(case.module, "time_scale", 1.0)
+    return x, jnp.array([1.0, 30.0, 400.0, 999.0]) / getattr(options(case.module), "time_scale", 1.0)
+
+
+def options(module):
+    """What is chosen about a network: its configuration. The autoencoder, which no recipe names, has fields."""
+    return getattr(module, "config", module)
+
+
+def configured(module, **fields):
+    """The same network with another configuration."""
+    if not hasattr(module, "config"):
+        return module.clone(**fields)
+    return module.clone(config=dataclasses.replace(module.config, **fields))
+
+
+def told(module, **fields):
+    """The same network with other inputs."""
+    if not hasattr(module, "inputs"):
+        return module.clone(**fields)
+    return module.clone(inputs=dataclasses.replace(module.inputs, **fields))
 
 
 def named(tree):
@@ -188,7 +207,7 @@ def test_gradients_at_initialisation_vanish_exactly_where_they_should(case):
 def test_bfloat16_compute_stays_close_to_float32(case):
     _, params, forward, _ = built(case)
     (x, noise), cond = inputs(case), case.cond
-    low = as_network(case.module.clone(dtype=jnp.bfloat16))
+    low = as_network(told(case.module, dtype=jnp.bfloat16))
     out, rounded = forward(params, x, noise, cond), jax.device_get(quick_jit(low)(params, x, noise, cond))
     assert rounded.dtype == jnp.float32
     error = float(np.sqrt(np.square(rounded - out).mean()) / out.std())
@@ -197,11 +216,11 @@ def test_bfloat16_compute_stays_close_to_float32(case):
 
 def test_recomputation_changes_neither_output_nor_gradients(case):
     if not case.remat:
-        assert not hasattr(case.module, "remat")
+        assert not hasattr(options(case.module), "remat")
         return
     _, params, _, gradients = built(case)
     arguments = (params, *inputs(case), case.cond, jax.random.key(3))
-    other = as_network(case.module.clone(remat=True))
+    other = as_network(configured(case.module, remat=True))
     jaxpr = jax.make_jaxpr(loss_of(other).__wrapped__)(*arguments)
     assert any(eqn.primitive.name in ("remat", "remat2", "checkpoint") for eqn in equations(jaxpr.jaxpr))
     (_, out), grads = jax.device_get(gradients(*arguments))
@@ -212,10 +231,10 @@ def test_recomputation_changes_neither_output_nor_gradients(case):
 
 def test_a_loop_over_the_depth_computes_the_same(case):
     if not case.scan:
-        assert not hasattr(case.module, "scan")
+        assert not hasattr(options(case.module), "scan")
         return
     _, params, forward, _ = built(case)
-    looped = case.module.clone(scan=True)
+    looped = configured(case.module, scan=True)
     (x, noise), stacked = inputs(case), stack_blocks(params, case.scan)
     shapes = jax.tree.map(jnp.shape, param_shapes(looped, x.shape, case.cond))
     assert jax.tree.map(jnp.shape, stacked) == shapes

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import BATCH, LABEL, NULL_LABEL, Case, quick_jit
+from network_suite import BATCH, LABEL, NULL_LABEL, Case, configured, quick_jit, told
 from references import tensors
 
 from jaxdiff.interop import WeightsError, edm, export_params, import_params
 from jaxdiff.interop import adm as guided
-from jaxdiff.networks import as_network, count_params, param_shapes
+from jaxdiff.networks import ADMConfig, Inputs, as_network, count_params, param_shapes
 from jaxdiff.networks.adm import ADM, presets
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
@@ -27,17 +27,8 @@ NULL = {"label": NULL_LABEL["label"], "augment": jnp.zeros((BATCH, 9)), "image":
 CASES = {
     "adm": Case(
         ADM(
-            dim=16,
-            dim_mults=(0.5, 1),
-            blocks=1,
-            attention_levels=(),
-            channels=2,
-            out_channels=4,
-            image_channels=2,
-            num_classes=3,
-            augment_dim=9,
-            dropout=0.3,
-            head_dim=8,
+            ADMConfig(dim=16, dim_mults=(0.5, 1), blocks=1, attention_levels=(), dropout=0.3, head_dim=8),
+            Inputs(channels=2, out_channels=4, image=2, num_classes=3, augment=9),
         ),
         (4, 6, 2),
         cond=COND,
@@ -67,7 +58,7 @@ def test_published_counts(name):
 def test_defaults():
     module = presets()["adm-64-edm"].build()
     # One row of 4 * 192 for each of 1000 classes.
-    assert module.clone(num_classes=0, dropout=0.0) == ADM()
+    assert configured(told(module, num_classes=0), dropout=0.0) == ADM(ADMConfig())
     assert count_params(shapes_of("adm-64-edm")) - 768_000 == 295_131_267
 
 
@@ -82,7 +73,10 @@ def test_outputs_of_edm():
     state, outputs = tensors.load(REFERENCES / "edm.npz", "adm")
     state |= {key: np.full((1, 1, 2, 2), 0.25, np.float32) for key in state if key.endswith("resample_filter")}
     module = edm.module_from(state, dropout=0.1)
-    assert module == ADM(32, (1, 4), 1, (1,), out_channels=3, num_classes=3, augment_dim=9, dropout=0.1)
+    assert module == ADM(
+        ADMConfig(dim=32, dim_mults=(1, 4), blocks=1, attention_levels=(1,), dropout=0.1),
+        Inputs(out_channels=3, num_classes=3, augment=9),
+    )
     shapes = param_shapes(module, (1, 8, 12, 3))
     entries = edm.entries(module, shapes, resolution=edm.resolution_of(state))
     params = import_params(state, entries, shapes, ignore=edm.FIXED)
@@ -104,10 +98,18 @@ FOUND = {
 def test_outputs_of_guided_diffusion(name):
     state, outputs = tensors.load(REFERENCES / "adm.npz", name)
     module = guided.module_from(state, **FOUND[name])
-    plain = ADM(32, (1, 2), 1, (1,), out_channels=6, group_channels=1, **FOUND[name])
-    assert module == plain.clone(
-        num_classes=0 if name == "iddpm" else 3, resample="conv" if name == "iddpm" else "block"
+    old, image = name == "iddpm", FOUND[name].get("image_channels", 0)
+    heads = {key: value for key, value in FOUND[name].items() if key != "image_channels"}
+    config = ADMConfig(
+        dim=32,
+        dim_mults=(1, 2),
+        blocks=1,
+        attention_levels=(1,),
+        group_channels=1,
+        resample="conv" if old else "block",
+        **heads,
     )
+    assert module == ADM(config, Inputs(out_channels=6, image=image, num_classes=0 if old else 3))
     shapes, cond = param_shapes(module, (1, 8, 12, 3)), {"label": jnp.array([2, 0])}
     entries = guided.entries(module, shapes, new_order=name == "adm")
     params = import_params(state, entries, shapes)
@@ -139,16 +141,16 @@ def test_published_shapes_are_found_again():
             )
         } | {entries[path].names[0]: np.zeros(()) for path in flat if path.endswith("qkv/kernel")}
         found = guided.module_from(
-            state, heads=module.heads, image_channels=module.image_channels, dropout=module.dropout
+            state, heads=module.config.heads, image_channels=module.inputs.image, dropout=module.config.dropout
         )
-        assert found == module.clone(group_channels=1), name
+        assert found == configured(module, group_channels=1), name
 
 
 def test_weights_of_something_else_are_refused():
     with pytest.raises(WeightsError, match="no guided-diffusion"):
         guided.module_from({"conv.weight": np.zeros((3, 3))})
     module = CASES["adm"].module
-    with pytest.raises(WeightsError, match="augment_dim=0"):
+    with pytest.raises(WeightsError, match="augment=0"):
         guided.entries(module, param_shapes(module, (1, 4, 6, 2)))
 
 
@@ -159,7 +161,6 @@ def test_weights_of_something_else_are_refused():
         (dict(dim_mults=()), "at least one positive multiple"),
         (dict(attention_levels=(-1,)), r"must be in 0..3, got \(-1,\)"),
         (dict(dropout=-0.1), r"dropout must be in \[0, 1\), got -0.1"),
-        (dict(augment_dim=-1), "must be at least 0; got 0, -1, 0"),
         (dict(group_channels=0), "group_channels must be at least 1"),
         (dict(head_dim=100), "head_dim must divide the widths with attention"),
         (dict(heads=5), r"heads must divide the widths with attention, \[384, 576, 768\]; got 5"),
@@ -167,4 +168,4 @@ def test_weights_of_something_else_are_refused():
 )
 def test_fields_out_of_range_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        ADM(**fields)
+        ADMConfig(**fields)

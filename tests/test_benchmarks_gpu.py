@@ -17,9 +17,8 @@ from benchmarks.gpu import cases, plan, reference, right, speed, trace, work
 from benchmarks.gpu.summary import summary
 from jaxdiff import config as C
 from jaxdiff import factory
-from jaxdiff.factory.networks import NETWORKS
 from jaxdiff.factory.samplers import SAMPLERS
-from jaxdiff.networks import count_params
+from jaxdiff.networks import NETWORKS, count_params
 
 
 def lines(path):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import BATCH, LABEL, NULL_LABEL, Case, initial, named, quick_jit
+from network_suite import BATCH, LABEL, NULL_LABEL, Case, configured, initial, named, quick_jit, told
 from references import tensors
 
 from jaxdiff.interop import WeightsError, edm, export_params, import_params
-from jaxdiff.networks import as_network, count_params, param_shapes
+from jaxdiff.networks import DDPMppConfig, Inputs, as_network, count_params, param_shapes
 from jaxdiff.networks.ddpmpp import DDPMpp, presets
 from jaxdiff.networks.layers.resample import BOX, FIR, downsample, upsample
 
@@ -26,20 +26,19 @@ CASES = {
     # The resampling of DDPM++ is that of ADM, which the suite meets too.
     "ddpmpp_tmsa": Case(
         DDPMpp(
-            dim=16,
-            dim_mults=(1,),
-            blocks=1,
-            attention_levels=(0,),
-            channels=2,
-            image_channels=2,
-            num_classes=3,
-            augment_dim=9,
-            dropout=0.3,
-            adaptive_scale=True,
-            attention="tmsa",
-            heads=2,
-            window=2,
-            time_scale=1000.0,
+            DDPMppConfig(
+                dim=16,
+                dim_mults=(1,),
+                blocks=1,
+                attention_levels=(0,),
+                dropout=0.3,
+                adaptive_scale=True,
+                attention="tmsa",
+                heads=2,
+                window=2,
+                time_scale=1000.0,
+            ),
+            Inputs(channels=2, image=2, num_classes=3, augment=9),
         ),
         (4, 6, 2),
         cond=COND,
@@ -50,15 +49,17 @@ CASES = {
     ),
     "ncsnpp": Case(
         DDPMpp(
-            dim=16,
-            dim_mults=(1, 2),
-            blocks=1,
-            attention_levels=(),
-            out_channels=6,
-            embedding="fourier",
-            embedding_mult=2,
-            encoder="residual",
-            taps=FIR,
+            DDPMppConfig(
+                dim=16,
+                dim_mults=(1, 2),
+                blocks=1,
+                attention_levels=(),
+                embedding="fourier",
+                embedding_mult=2,
+                encoder="residual",
+                taps=FIR,
+            ),
+            Inputs(out_channels=6),
         ),
         (4, 6, 3),
         out_channels=6,
@@ -79,7 +80,7 @@ def test_published_counts(name):
 
 def test_without_labels_and_augmentations():
     module = presets()["ddpmpp-cifar10"].build()
-    assert module.clone(augment_dim=0, dropout=0.0) == DDPMpp()
+    assert configured(told(module, augment=0), dropout=0.0) == DDPMpp(DDPMppConfig())
     assert count_params(param_shapes(module, (1, 8, 8, 3))) - 9 * 128 == 55_732_739
 
 
@@ -104,9 +105,10 @@ def test_outputs_of_the_published_code(name):
             taps = np.array([1.0, 1.0] if name == "ddpmpp" else [1.0, 3.0, 3.0, 1.0], np.float32)
             state[key] = (np.outer(taps, taps) / taps.sum() ** 2).reshape(value.shape)
     module = edm.module_from(state)
-    wanted = CASES["ncsnpp"].module.clone(out_channels=3, num_classes=3, augment_dim=9, attention_levels=(1,))
+    wanted = told(CASES["ncsnpp"].module, out_channels=3, num_classes=3, augment=9)
+    wanted = configured(wanted, attention_levels=(1,))
     if name == "ddpmpp":
-        wanted = wanted.clone(embedding="positional", embedding_mult=1, encoder="standard", taps=BOX)
+        wanted = configured(wanted, embedding="positional", embedding_mult=1, encoder="standard", taps=BOX)
     assert module == wanted
     resolution, prefix = edm.resolution_of(state), edm.prefix_of(state)
     assert (resolution, prefix) == (8, "model.")
@@ -201,10 +203,10 @@ def test_resampling_refuses_odd_sizes_and_filters():
         (dict(blocks=0), "blocks and embedding_mult must be at least 1"),
         (dict(attention_levels=(3,)), r"must be in 0..2, got \(3,\)"),
         (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
-        (dict(num_classes=-1), "num_classes, augment_dim and image_channels"),
+        (dict(heads=0), "heads must be at least 1"),
         (dict(taps=(1, 2, 1)), "taps must be one of"),
     ],
 )
 def test_fields_out_of_range_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        DDPMpp(**fields)
+        DDPMppConfig(**fields)

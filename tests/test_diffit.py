@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import LABEL, NULL_LABEL, Case, built, initial, inputs, quick_jit
+from network_suite import LABEL, NULL_LABEL, Case, built, configured, initial, inputs, quick_jit, told
 from references import tensors
 
 from jaxdiff.interop import WeightsError, conv, export_params, import_params, linear, patches, same
 from jaxdiff.interop import diffit as interop
-from jaxdiff.networks import as_network, count_params, param_shapes
+from jaxdiff.networks import DiffiTConfig, DiffiTImageConfig, Inputs, as_network, count_params, param_shapes
 from jaxdiff.networks import diffit as latent
 from jaxdiff.networks import diffit_image as image
 from jaxdiff.networks.diffit import DiffiT
@@ -22,12 +22,13 @@ from jaxdiff.networks.layers.stack import stack_blocks
 ONE = {"label": jnp.zeros(1, jnp.int32)}
 FILE = pathlib.Path(__file__).parent / "references" / "diffit.npz"
 SMALL = DiffiTImage(
-    widths=(8, 8), blocks=(1, 1), window=2, head_dim=4, mlp_ratio=2, token_dim=8, channels=2, num_classes=3, groups=4
+    DiffiTImageConfig(widths=(8, 8), blocks=(1, 1), window=2, head_dim=4, mlp_ratio=2, token_dim=8, groups=4),
+    Inputs(channels=2, num_classes=3),
 )
 
 CASES = {
     "latent": Case(
-        DiffiT(width=8, depth=2, heads=2, channels=2, out_channels=4, num_classes=3),
+        DiffiT(DiffiTConfig(width=8, depth=2, heads=2), Inputs(channels=2, out_channels=4, num_classes=3)),
         (4, 6, 2),
         cond=LABEL,
         null=NULL_LABEL,
@@ -40,7 +41,7 @@ CASES = {
         remat=True,
     ),
     "image": Case(
-        SMALL.clone(dropout=0.3),
+        configured(SMALL, dropout=0.3),
         (4, 8, 2),
         cond=LABEL,
         null=NULL_LABEL,
@@ -49,9 +50,9 @@ CASES = {
         remat=True,
     ),
     "image_patch": Case(
-        SMALL.clone(
-            widths=(8,), blocks=(1,), window=None, patch=2, time="bias", out_channels=4, num_classes=0,
-            time_scale=1000.0, zero_init_head=True,
+        configured(
+            told(SMALL, out_channels=4, num_classes=0),
+            widths=(8,), blocks=(1,), window=None, patch=2, time="bias", time_scale=1000.0, zero_init_head=True,
         ),
         (4, 6, 2),
         out_channels=4,
@@ -97,7 +98,7 @@ def count_image(widths, blocks, window, head_dim, ratio, token, channels, output
 @pytest.mark.parametrize("name", latent.presets())
 def test_latent_counts_are_the_published_ones(name):
     preset = latent.presets()[name]
-    looped = preset.build().clone(scan=True)  # as many parameters, in fewer arrays
+    looped = configured(preset.build(), scan=True)  # as many parameters, in fewer arrays
     counted = count_params(param_shapes(looped, (1, *preset.shape), preset.cond))
     assert counted == preset.parameters == count_latent(preset.shape[0] // 2)
     if name == "diffit-imagenet256":
@@ -109,11 +110,10 @@ def test_latent_counts_are_the_published_ones(name):
 def test_image_counts_are_the_sum_of_the_layers(name):
     preset = image.presets()[name]
     m = preset.build()
-    pixels = m.patch**2
+    c, channels = m.config, m.inputs.channels * m.config.patch**2
     expected = count_image(
-        m.widths, m.blocks, m.window, m.head_dim, m.mlp_ratio, m.token_dim, m.channels * pixels, m.channels * pixels,
-        m.num_classes,
-    )  # fmt: skip
+        c.widths, c.blocks, c.window, c.head_dim, c.mlp_ratio, c.token_dim, channels, channels, m.inputs.num_classes
+    )
     assert count_params(param_shapes(m, (1, *preset.shape), preset.cond)) == expected
     assert preset.shape[0] % m.size_factor == 0
 
@@ -137,7 +137,7 @@ def test_variants_are_the_same_network_but_for_the_layer_that_time_goes_through(
         timed = {p for p in paths if "_time/" in p}
         return {p: s for p, s in paths.items() if p not in timed}, timed
 
-    same_everywhere, timed = layers(SMALL.clone(time=time))
+    same_everywhere, timed = layers(configured(SMALL, time=time))
     assert same_everywhere == layers(SMALL)[0]
     blocks = ("down0_block0", "down1_block0", "up0_block0")
     assert timed == {f"{b}/transformer/{path}/{kind}" for b in blocks for kind in ("kernel", "bias")}
@@ -162,7 +162,7 @@ def test_the_latent_network_starts_at_zero():
 def test_published_weights_of_the_latent_network_give_the_published_formula():
     weights, expected = tensors.load(FILE, "latent")
     # The published network is for squares, from which its size would be read; the formula is not.
-    module = DiffiT(width=16, depth=2, heads=2, channels=3, out_channels=6, num_classes=3)
+    module = DiffiT(DiffiTConfig(width=16, depth=2, heads=2), Inputs(channels=3, out_channels=6, num_classes=3))
     shapes = param_shapes(module, (1, 4, 8, 3), ONE)
     entries = interop.entries(module, shapes)
     params = import_params(weights, entries, shapes)
@@ -184,7 +184,9 @@ def test_published_weights_of_the_latent_network_give_the_published_formula():
 
 def published(grid=3):
     """A square state dict with its fixed tensors."""
-    module = DiffiT(width=8, depth=2, heads=2, channels=2, out_channels=4, num_classes=3, mlp_ratio=2)
+    module = DiffiT(
+        DiffiTConfig(width=8, depth=2, heads=2, mlp_ratio=2), Inputs(channels=2, out_channels=4, num_classes=3)
+    )
     shapes = param_shapes(module, (1, 2 * grid, 2 * grid, 2), ONE)
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes)
     entries = interop.entries(module, shapes)
@@ -205,18 +207,18 @@ def test_the_network_is_found_from_names_and_shapes_and_fixed_tensors_are_checke
     with pytest.raises(WeightsError, match="this is no DiffiT: there is no blocks.0.attn.qkv_temb.weight"):
         interop.module_from({k: v for k, v in weights.items() if "qkv_temb" not in k})
     with pytest.raises(ValueError, match="stack_blocks"):
-        interop.entries(module.clone(scan=True), shapes)
-    looped = param_shapes(module.clone(scan=True), (1, 6, 6, 2), ONE)
+        interop.entries(configured(module, scan=True), shapes)
+    looped = param_shapes(configured(module, scan=True), (1, 6, 6, 2), ONE)
     read = import_params(weights, interop.entries(found, shapes), shapes, ignore=interop.IGNORED)
     assert jax.tree.map(jnp.shape, stack_blocks(read)) == jax.tree.map(jnp.shape, looped)
 
 
 def test_the_image_network_equals_its_formula():
     weights, expected = tensors.load(FILE, "image")
-    module = DiffiTImage(
-        widths=(8, 16), blocks=(2, 1), window=2, head_dim=4, mlp_ratio=2, token_dim=16, num_classes=3, groups=4,
-        time_scale=1000.0,
-    )  # fmt: skip
+    config = DiffiTImageConfig(
+        widths=(8, 16), blocks=(2, 1), window=2, head_dim=4, mlp_ratio=2, token_dim=16, groups=4, time_scale=1000.0
+    )
+    module = DiffiTImage(config, Inputs(num_classes=3))
     shapes = param_shapes(module, (1, 4, 8, 3), ONE)
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     paths = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf.shape for p, leaf in leaves}
@@ -241,10 +243,9 @@ def test_problems_are_loud():
     for fields, message in (
         ({"width": 10}, "multiple of 4 and of heads=2, got 10"),
         ({"depth": 0}, "at least 1"),
-        ({"num_classes": -1}, "num_classes at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            DiffiT(**({"width": 8, "heads": 2} | fields))
+            DiffiTConfig(**{"width": 8, "heads": 2} | fields)
     for fields, message in (
         ({"blocks": (1,)}, "one positive entry per level"),
         ({"widths": (8, 6)}, "multiples of groups=4 and head_dim=4"),
@@ -253,6 +254,6 @@ def test_problems_are_loud():
         ({"window": 0}, "at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            SMALL.clone(**fields)
+            configured(SMALL, **fields)
     with pytest.raises(ValueError, match="built for channels=2 but got an input with 3"):
         param_shapes(SMALL, (1, 4, 8, 3))

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import LABEL, NULL_LABEL, Case, built, initial, inputs, named, quick_jit
+from network_suite import LABEL, NULL_LABEL, Case, built, configured, initial, inputs, named, quick_jit
 from references import tensors
 
 from jaxdiff.interop import WeightsError, export_params, import_params
 from jaxdiff.interop import dit as weights
-from jaxdiff.networks import as_network, count_params, param_shapes
+from jaxdiff.networks import DiTConfig, Inputs, as_network, count_params, param_shapes
 from jaxdiff.networks.dit import SIZES, DiT, presets
 from jaxdiff.networks.layers.embeddings import grid_positions
 
@@ -24,16 +24,8 @@ IMAGES = jax.random.normal(jax.random.key(8), (4, 4, 6, 1))
 CASES = {
     "dit": Case(
         DiT(
-            width=8,
-            depth=2,
-            heads=2,
-            channels=2,
-            out_channels=4,
-            num_classes=3,
-            vector_size=5,
-            image_channels=1,
-            time_scale=1000.0,
-            dropout=0.3,
+            DiTConfig(width=8, depth=2, heads=2, time_scale=1000.0, dropout=0.3),
+            Inputs(channels=2, out_channels=4, num_classes=3, vector=5, image=1),
         ),
         (4, 6, 2),
         cond={"vector": VECTORS, "image": IMAGES} | LABEL,
@@ -64,10 +56,10 @@ def test_counts_are_the_published_ones(name):
     preset = presets()[name]
     module = preset.build()
     width, depth, _ = SIZES[name.split("-")[1].split("/")[0]]
-    assert (module.width, module.depth) == (width, depth)
-    looped = module.clone(scan=True)  # as many parameters, in fewer arrays
+    assert (module.config.width, module.config.depth) == (width, depth)
+    looped = configured(module, scan=True)  # as many parameters, in fewer arrays
     counted = count_params(param_shapes(looped, (1, *preset.shape), preset.cond))
-    assert counted == preset.parameters == count(width, depth, module.patch)
+    assert counted == preset.parameters == count(width, depth, module.config.patch)
 
 
 # What it starts as
@@ -134,7 +126,8 @@ def test_outputs_equal_those_of_the_peers(layout, steps):
     state, outputs = stored(layout)
     module = weights.module_from(state | {"pos_embed": outputs["positions"]}, {}, heads=2)
     assert weights.layout_of(state) == layout
-    assert (module.width, module.depth, module.patch, module.out_channels, module.num_classes) == (16, 2, 2, 6, 3)
+    assert (module.config.width, module.config.depth, module.config.patch) == (16, 2, 2)
+    assert (module.inputs.out_channels, module.inputs.num_classes) == (6, 3)
     shapes = param_shapes(module, (1, 8, 8, 3))
     entries = weights.entries(module, shapes, layout=layout)
     params = import_params(state, entries, shapes, ignore=weights.IGNORED)
@@ -152,7 +145,7 @@ def test_outputs_equal_those_of_the_peers(layout, steps):
 @pytest.mark.parametrize("layout", ["dit", "diffusers"])
 def test_positions_are_the_table_of_the_peers(layout):
     _, outputs = stored(layout)
-    module = DiT(width=16, heads=2)
+    module = DiT(DiTConfig(width=16, heads=2), Inputs(channels=4))
     np.testing.assert_allclose(weights.frozen_tensors(module, (8, 8))["pos_embed"], outputs["positions"], atol=1e-6)
     np.testing.assert_allclose(grid_positions(4, 4, 16), outputs["positions"][0], atol=1e-6)
 
@@ -165,7 +158,7 @@ def test_weights_that_do_not_fit_are_refused():
         weights.module_from(state | {"pos_embed": outputs["positions"] + 0.1}, heads=2)
     with pytest.raises(WeightsError, match="this is no DiT"):
         weights.module_from({"conv.weight": np.zeros(1)})
-    looped = DiT(scan=True)
+    looped = DiT(DiTConfig(scan=True), Inputs(channels=4))
     with pytest.raises(ValueError, match="use scan=False"):
         weights.entries(looped, {})
     state, _ = stored("diffusers")
@@ -174,17 +167,19 @@ def test_weights_that_do_not_fit_are_refused():
     own = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
     with pytest.raises(WeightsError, match="each in its own way.*" + own):
         weights.module_from(state | {own: state[own] + 1.0}, heads=2)
-    assert weights.module_from(state, {"num_attention_heads": 4, "norm_eps": 1e-6}).mlp_epsilon == 1e-6
+    assert weights.module_from(state, {"num_attention_heads": 4, "norm_eps": 1e-6}).config.mlp_epsilon == 1e-6
 
 
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: DiT(width=10, heads=2), "multiple of 4 and of heads=2, got 10"),
-        (lambda: DiT(patch=0), "must be at least 1, got 0"),
-        (lambda: DiT(num_classes=-1), "must be at least 0, got -1"),
-        (lambda: DiT(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
-        (lambda: param_shapes(DiT(width=8, heads=2), (1, 4, 4, 3)), "built for channels=4"),
+        (lambda: DiTConfig(width=10, heads=2), "multiple of 4 and of heads=2, got 10"),
+        (lambda: DiTConfig(patch=0), "must be at least 1, got 0"),
+        (lambda: DiTConfig(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (
+            lambda: param_shapes(DiT(DiTConfig(width=8, heads=2), Inputs(channels=4)), (1, 4, 4, 3)),
+            "built for channels=4",
+        ),
     ],
 )
 def test_fields_out_of_range_are_refused(build, message):

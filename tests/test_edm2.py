@@ -10,13 +10,13 @@ import numpy as np
 import optax
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import LABEL, NULL_LABEL, Case, built, initial, inputs, named, quick_jit
+from network_suite import LABEL, NULL_LABEL, Case, built, configured, initial, inputs, named, quick_jit
 from references.tensors import load, normal
 
 from jaxdiff.denoisers import make_denoiser
 from jaxdiff.interop import WeightsError, export_params, import_params
 from jaxdiff.interop.edm2 import entries, module_from, resolution_from, uncertainty_from
-from jaxdiff.networks import as_network, count_params, init_params, param_shapes
+from jaxdiff.networks import EDM2Config, Inputs, as_network, count_params, init_params, param_shapes
 from jaxdiff.networks.edm2 import EDM2, EDM2Block, Uncertainty, presets
 from jaxdiff.networks.layers.magnitude import (
     MPConv,
@@ -34,14 +34,8 @@ from jaxdiff.parameterizations import EDM
 CASES = {
     "edm2": Case(
         EDM2(
-            dim=8,
-            dim_mults=(1, 2),
-            blocks=1,
-            attention_levels=(1,),
-            head_dim=8,
-            channels=2,
-            num_classes=3,
-            dropout=0.3,
+            EDM2Config(dim=8, dim_mults=(1, 2), blocks=1, attention_levels=(1,), head_dim=8, dropout=0.3),
+            Inputs(channels=2, num_classes=3),
         ),
         (4, 6, 2),
         cond=LABEL,
@@ -77,7 +71,7 @@ def test_denoiser_and_uncertainty_train_as_many_parameters_as_published(name):
     preset = presets()[name]
     shapes = param_shapes(preset.build(), (1, *preset.shape), preset.cond)
     assert count_params(shapes) + preset.beside == preset.parameters
-    assert count_params(shapes) == sum(leaf.size for leaf in jax.tree.leaves(shapes)) - 2 * preset.build().dim
+    assert count_params(shapes) == sum(leaf.size for leaf in jax.tree.leaves(shapes)) - 2 * preset.build().config.dim
     assert count_params(head_shapes()) == preset.beside == 128
 
 
@@ -169,7 +163,10 @@ def test_forced_normalisation_gives_unit_weights_and_leaves_the_network_as_it_is
 
 
 def test_activations_have_unit_magnitude_at_initialisation():
-    module = EDM2(dim=32, dim_mults=(1, 2), blocks=1, attention_levels=(1,), head_dim=32, channels=3, num_classes=3)
+    module = EDM2(
+        EDM2Config(dim=32, dim_mults=(1, 2), blocks=1, attention_levels=(1,), head_dim=32),
+        Inputs(channels=3, num_classes=3),
+    )
     x = jnp.asarray(draw(8, 16, 16, 3))
     params = init_params(module, jax.random.key(0), x)
 
@@ -231,7 +228,7 @@ def test_the_null_label_adds_nothing_and_unknown_ones_are_loud():
 )
 def test_fields_out_of_range_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        EDM2(**fields)
+        EDM2Config(**fields)
 
 
 # Weights
@@ -247,12 +244,12 @@ def test_outputs_are_those_of_the_published_network_and_weights_go_back_bit_by_b
     module, head = module_from(tensors, CONFIG), uncertainty_from(tensors)
     assert resolution_from(tensors) == 8
     cond = {"label": jnp.array([2, 0, 3], jnp.int32)} if name == "labels" else None
-    x = jnp.asarray(normal(f"{name}/x", (3, module.channels, 8, 16)).transpose(0, 2, 3, 1))
+    x = jnp.asarray(normal(f"{name}/x", (3, module.inputs.channels, 8, 16)).transpose(0, 2, 3, 1))
     shapes = param_shapes(module, x.shape, cond)
     table = entries(module, shapes, resolution=8)
     params = import_params(tensors, table, shapes, ignore=[r"logvar_.*"])
     # The factor on the noise level is exact in float32.
-    network = quick_jit(as_network(module.clone(time_scale=2.0)))
+    network = quick_jit(as_network(configured(module, time_scale=2.0)))
     got = {"raw": network(params, x, jnp.array([-7.5, 1.0, 10.0]), cond)}
     half = make_denoiser(lambda p, x, noise, cond, key: network(p, x, 0.5 * noise, cond), params, EDM(sigma_data=0.5))
     got["denoised"] = half(x, jnp.asarray(SIGMAS), cond)

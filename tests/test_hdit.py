@@ -1,5 +1,6 @@
 """The hourglass transformer: shared suite, counts, attention against explicit formulas, k-diffusion's outputs."""
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import BATCH, LABEL, NULL_LABEL, Case, close, quick_jit
+from network_suite import BATCH, LABEL, NULL_LABEL, Case, close, configured, quick_jit
 from references import tensors
 
 from jaxdiff.interop import WeightsError, export_params, hdit, import_params
-from jaxdiff.networks import as_network, count_params, param_shapes
+from jaxdiff.networks import Inputs, as_network, count_params, param_shapes
 from jaxdiff.networks.blocks.grid_attention import (
     axial_angles,
     global_attention,
@@ -21,7 +22,7 @@ from jaxdiff.networks.blocks.grid_attention import (
     rotate,
     window_attention,
 )
-from jaxdiff.networks.hdit import HDiT, Level, presets
+from jaxdiff.networks.hdit import HDiT, HDiTConfig, Level, from_levels, presets
 
 REFERENCES = pathlib.Path(__file__).parent / "references" / "hdit.npz"
 AUGMENT = {"augment": jnp.sin(jnp.arange(BATCH * 9.0)).reshape(BATCH, 9)}
@@ -33,17 +34,19 @@ CASES = {
     # Both kinds of attention near by; the middle is the loop of ``scan``.
     "hdit": Case(
         HDiT(
-            (
-                Level(1, 16, "window", 4, head_dim=8, dropout=0.3),
-                Level(2, 16, "neighborhood", 3, head_dim=16, feed_forward=24),
+            HDiTConfig(
+                widths=(16, 16),
+                depths=(1, 2),
+                attentions=("window", "neighborhood"),
+                reach=(4, 3),
+                head_dim=(8, 16),
+                dropout=(0.3, 0.0),
+                feed_forward=(48, 24),
+                patch=1,
+                mapping_width=16,
+                mapping_depth=1,
             ),
-            channels=2,
-            out_channels=3,
-            image_channels=1,
-            patch=1,
-            num_classes=3,
-            mapping_width=16,
-            mapping_depth=1,
+            Inputs(channels=2, out_channels=3, image=1, num_classes=3, augment=9),
         ),
         (8, 12, 2),
         cond=LABEL | AUGMENT | IMAGE,
@@ -133,8 +136,14 @@ def test_rotary_scores_depend_on_the_distance_alone_and_not_on_the_resolution():
 
 def test_every_level_of_equal_layers_is_a_loop():
     levels = (Level(2, 8, "neighborhood", 3, head_dim=8), Level(2, 8, "window", 2, head_dim=8))
-    module, x = HDiT(levels, channels=1, patch=1, mapping_width=8, mapping_depth=0), jnp.asarray(random(1, 8, 8, 1))
-    looped = module.clone(scan=True)
+    module, x = (
+        HDiT(
+            dataclasses.replace(from_levels(levels), patch=1, mapping_width=8, mapping_depth=0),
+            Inputs(channels=1, augment=9),
+        ),
+        jnp.asarray(random(1, 8, 8, 1)),
+    )
+    looped = configured(module, scan=True)
     plain, shapes = (param_shapes(m, x.shape) for m in (module, looped))
     params = jax.tree.map(lambda s: 0.3 * random(*s.shape, seed=s.size), plain)
     # Windows are shifted in every second layer, so these are not equal.
@@ -169,8 +178,8 @@ CONFIGS = {
 def test_outputs_and_weights_are_those_of_k_diffusion(peer):
     state, outputs = tensors.load(REFERENCES, peer)
     module = hdit.module_from(state, CONFIGS[peer])
-    assert module.levels[2].dropout == (0.1 if peer == "neighborhood" else 0.0)
-    assert module.patch == 2 and module.mapping_feed_forward == 40 and module.size_factor == 8
+    assert module.config.levels[2].dropout == (0.1 if peer == "neighborhood" else 0.0)
+    assert module.config.patch == 2 and module.config.mapping_feed_forward == 40 and module.size_factor == 8
     x = jnp.asarray(np.moveaxis(tensors.normal("x", (2, 3, 16, 24)), 1, -1))
     shapes = param_shapes(module, x.shape)
     table, constants = hdit.entries(module, shapes), hdit.buffers(module)
@@ -208,11 +217,21 @@ def test_weights_that_do_not_fit_the_configuration_are_refused():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: HDiT(()), "at least one level"),
-        (lambda: HDiT((Level(1, 64),), patch=0), "patch and channels must be at least 1"),
-        (lambda: HDiT((Level(1, 64),), mapping_width=7), "mapping_width must be even and positive, got 7"),
-        (lambda: HDiT((Level(1, 64),), mapping_dropout=1.0), "mapping_dropout must be in"),
-        (lambda: HDiT((Level(1, 64),), noise_frequencies=(1.0,)), "noise_frequencies must be 128 numbers or none"),
+        (lambda: HDiTConfig(widths=()), "one entry per level, got"),
+        (lambda: HDiTConfig(depths=(1,)), "widths, depths and attentions need one entry per level"),
+        (
+            lambda: HDiTConfig(reach=(3, 3, 3)),
+            r"reach needs one number, or one per level \(128, 256\), got \(3, 3, 3\)",
+        ),
+        (lambda: HDiTConfig(patch=0), "patch must be at least 1"),
+        (lambda: HDiTConfig(mapping_width=7), "mapping_width must be even and positive, got 7"),
+        (lambda: HDiTConfig(mapping_dropout=1.0), "mapping_dropout must be in"),
+        (lambda: HDiTConfig(noise_frequencies=(1.0,)), "noise_frequencies must be 128 numbers or none"),
+        (
+            lambda: HDiT(HDiTConfig(augment_frequencies=(1.0,)), Inputs(augment=9)),
+            "must be 1152 numbers or none, got 1",
+        ),
+        (lambda: HDiTConfig(widths=(128, 60)), "width a multiple of head_dim; got depth=4, width=60, head_dim=64"),
         (lambda: Level(1, 64, dropout=-0.1), "dropout must be in"),
         (lambda: Level(1, 60), "width a multiple of head_dim; got depth=1, width=60, head_dim=64"),
         (lambda: Level(1, 64, "neighborhood", 8), "odd for a neighborhood; got 8"),

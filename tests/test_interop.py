@@ -25,6 +25,7 @@ from jaxdiff.interop.weights import (
     reordered,
     same,
 )
+from jaxdiff.networks import UNet2DConfig
 from jaxdiff.sampling import load_run
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
@@ -105,7 +106,7 @@ def test_a_scheduler_beside_a_model_of_diffusers_decides_target_and_schedule(tmp
     from jaxdiff.interop.diffusers import write_model
     from jaxdiff.networks import UNet2D, init_params
 
-    module = UNet2D(widths=(8,), blocks=1, down=("conv",), up=("conv",), groups=4, middle=False)
+    module = UNet2D(UNet2DConfig(widths=(8,), blocks=1, down=("conv",), up=("conv",), groups=4, middle=False))
     params = init_params(module, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
     write_model(tmp_path / "unet", module, params)
     scheduler = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "num_train_timesteps": 100}

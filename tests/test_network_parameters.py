@@ -10,9 +10,14 @@ import pytest
 
 from jaxdiff.networks import (
     ContextUnet,
+    ContextUnetConfig,
     DDPMUNet,
+    DDPMUNetConfig,
+    Inputs,
     ToyUNet,
+    ToyUNetConfig,
     VectorTransformer,
+    VectorTransformerConfig,
     as_network,
     count_params,
     init_params,
@@ -24,9 +29,11 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 
 def test_parameter_counts():
-    assert count_params(param_shapes(ToyUNet(), (1, 28, 28, 1))) == 203_777
-    assert count_params(param_shapes(DDPMUNet(), (1, 28, 28, 1))) == 2_020_257
-    neutral = DDPMUNet(dropout=0.1, zero_init_head=True, time_scale=1000.0, dtype=jnp.bfloat16)
+    assert count_params(param_shapes(ToyUNet(ToyUNetConfig(), Inputs(channels=1)), (1, 28, 28, 1))) == 203_777
+    assert count_params(param_shapes(DDPMUNet(DDPMUNetConfig(), Inputs(channels=1)), (1, 28, 28, 1))) == 2_020_257
+    neutral = DDPMUNet(
+        DDPMUNetConfig(dropout=0.1, zero_init_head=True, time_scale=1000.0), Inputs(dtype=jnp.bfloat16, channels=1)
+    )
     assert count_params(param_shapes(neutral, (1, 32, 28, 1))) == 2_020_257
 
 
@@ -48,11 +55,14 @@ def test_context_unet_count_is_the_published_sum():
     total += 4 * n * n * 4 + n + 2 * pair(n, n) + 2 * n * n * 4 + n + 2 * pair(n, n)
     total += conv(2 * n, n) + 2 * n + conv(n, 3)
     assert total == 1_480_771
-    assert count_params(param_shapes(ContextUnet(), (1, h, h, 3))) == total
+    assert (
+        count_params(param_shapes(ContextUnet(ContextUnetConfig(), Inputs(size=(16, 16), context=5)), (1, h, h, 3)))
+        == total
+    )
 
 
 def test_initial_values_follow_the_published_distributions():
-    module = DDPMUNet(num_classes=10)
+    module = DDPMUNet(DDPMUNetConfig(), Inputs(num_classes=10, channels=1))
     params = init_params(module, jax.random.key(0), jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32))
     block = params["middle_block1"]
     for leaf, fan_in in (
@@ -74,10 +84,13 @@ def test_initial_values_follow_the_published_distributions():
 
 def test_zero_initialised_parts_start_as_documented():
     x, noise = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.ones(2)
-    module = DDPMUNet(dim=4, dim_mults=(1,), heads=1, head_dim=4, zero_init_head=True, out_channels=2)
+    module = DDPMUNet(
+        DDPMUNetConfig(dim=4, dim_mults=(1,), heads=1, head_dim=4, zero_init_head=True),
+        Inputs(out_channels=2, channels=1),
+    )
     out = quick_jit(as_network(module))(init_params(module, jax.random.key(0), x), x, noise)
     assert out.shape == (2, 4, 4, 2) and not bool(out.any())
-    module = VectorTransformer(hidden=8, layers=1, position_dim=4)
+    module = VectorTransformer(VectorTransformerConfig(hidden=8, layers=1, position_dim=4, time_scale=1.0))
     network, params = quick_jit(as_network(module)), init_params(module, jax.random.key(0), x[:, 0, :, 0])
     moved = network(params, x[:, 0, :, 0].at[:, 3].add(1.0), noise) - network(params, x[:, 0, :, 0], noise)
     assert not bool(moved[:, :3].any()) and bool(moved[:, 3].any())
@@ -96,7 +109,10 @@ def test_a_module_of_foreign_layers_is_initialised_by_its_own_init():
 
 @pytest.mark.parametrize("values, scale", [(np.arange(1.0, 1001.0), 1.0), (np.linspace(-1.5, 1.1, 1000), 1000.0)])
 def test_thousand_noise_levels_stay_distinct_under_bfloat16(values, scale):
-    module = DDPMUNet(dim=4, dim_mults=(1,), heads=1, head_dim=4, time_scale=scale, dtype=jnp.bfloat16)
+    module = DDPMUNet(
+        DDPMUNetConfig(dim=4, dim_mults=(1,), heads=1, head_dim=4, time_scale=scale),
+        Inputs(dtype=jnp.bfloat16, channels=1),
+    )
     x, noise = jnp.zeros((1000, 2, 2, 1)), jnp.asarray(values, jnp.float32)
     params = init_params(module, jax.random.key(0), x)
     apply = functools.partial(

@@ -11,9 +11,15 @@ from network_suite import BATCH, LABEL, NULL_LABEL, Case, built, inputs, perturb
 from jaxdiff.networks import (
     MLP,
     ContextUnet,
+    ContextUnetConfig,
     DDPMUNet,
+    DDPMUNetConfig,
+    Inputs,
+    MLPConfig,
     ToyUNet,
+    ToyUNetConfig,
     VectorTransformer,
+    VectorTransformerConfig,
     as_network,
     check_divisible,
     init_params,
@@ -24,9 +30,11 @@ from jaxdiff.networks.layers import check_channels
 CONTEXT = {"context": jnp.eye(4, 5)}
 
 CASES = {
-    "toy": Case(ToyUNet(), (8, 12, 1), uses_noise=False, refused=(6, 12, 1)),
+    "toy": Case(ToyUNet(ToyUNetConfig(), Inputs(channels=1)), (8, 12, 1), uses_noise=False, refused=(6, 12, 1)),
     "ddpm": Case(
-        DDPMUNet(dim=8, dim_mults=(1, 2), channels=2, num_classes=3, dropout=0.3, heads=2, head_dim=8),
+        DDPMUNet(
+            DDPMUNetConfig(dim=8, dim_mults=(1, 2), dropout=0.3, heads=2, head_dim=8), Inputs(channels=2, num_classes=3)
+        ),
         (4, 6, 2),
         cond=LABEL,
         null=NULL_LABEL,
@@ -34,17 +42,23 @@ CASES = {
         refused=(5, 6, 2),
     ),
     "ddpm_patch": Case(
-        DDPMUNet(dim=8, dim_mults=(2,), patch=2, heads=1, head_dim=8, time_scale=1000.0), (4, 6, 1), refused=(5, 6, 1)
+        DDPMUNet(
+            DDPMUNetConfig(dim=8, dim_mults=(2,), patch=2, heads=1, head_dim=8, time_scale=1000.0), Inputs(channels=1)
+        ),
+        (4, 6, 1),
+        refused=(5, 6, 1),
     ),
     "context": Case(
-        ContextUnet(n_feat=16, height=8, width=12),
+        ContextUnet(ContextUnetConfig(n_feat=16), Inputs(size=(8, 12), context=5)),
         (8, 12, 3),
         cond=CONTEXT,
         null={"context": jnp.zeros((BATCH, 5))},
         refused=(10, 12, 3),
     ),
     "vector": Case(
-        VectorTransformer(hidden=16, layers=2, num_classes=3, position_dim=8),
+        VectorTransformer(
+            VectorTransformerConfig(hidden=16, layers=2, position_dim=8, time_scale=1.0), Inputs(num_classes=3)
+        ),
         (6,),
         cond=LABEL,
         null=NULL_LABEL,
@@ -53,11 +67,17 @@ CASES = {
         no_gradient=r"noise/.*|layer\d/(attention|mlp_in|mlp_out)/.*",
     ),
     "vector_features": Case(
-        VectorTransformer(hidden=16, layers=2, heads=1, position_dim=8, feed_forward="tanh", conditioning="add"),
+        VectorTransformer(
+            VectorTransformerConfig(
+                hidden=16, layers=2, heads=1, position_dim=8, feed_forward="tanh", conditioning="add", time_scale=1.0
+            )
+        ),
         (6, 3),
         dropout=True,
     ),
-    "mlp": Case(MLP(hidden=16, layers=2, num_classes=3), (2,), cond=LABEL, null=NULL_LABEL),
+    "mlp": Case(
+        MLP(MLPConfig(hidden=16, layers=2, time_scale=1.0), Inputs(num_classes=3)), (2,), cond=LABEL, null=NULL_LABEL
+    ),
 }
 
 
@@ -104,7 +124,7 @@ def test_soft_contexts_work_and_a_wrong_length_is_refused():
 
 
 def test_context_unet_without_context():
-    module = ContextUnet(channels=1, n_feat=8, n_cfeat=0, height=4)
+    module = ContextUnet(ContextUnetConfig(n_feat=8), Inputs(channels=1, context=0, size=(4, 4)))
     shapes = param_shapes(module, (1, 4, 4, 1))
     assert not [name for name in shapes if name.startswith("context")]
 
@@ -112,7 +132,7 @@ def test_context_unet_without_context():
 def test_toy_unet_works_in_unit_range_inside_and_model_range_outside():
     _, params, forward, _ = built(CASES["toy"])
     x, noise = inputs(CASES["toy"])
-    inner = quick_jit(as_network(ToyUNet(unit_range=False)))
+    inner = quick_jit(as_network(ToyUNet(ToyUNetConfig(unit_range=False), Inputs(channels=1))))
     np.testing.assert_allclose(forward(params, 2 * x - 1, noise), 2 * inner(params, x, noise) - 1, atol=1e-3, rtol=1e-4)
 
 
@@ -135,18 +155,18 @@ def test_refused_sizes_name_the_nearest_valid_ones():
     with pytest.raises(ValueError, match="multiples of 4, got 30x28; nearest valid: height 28 or 32, width 28"):
         check_divisible((30, 28), 4)
     with pytest.raises(ValueError, match="got 2x9; nearest valid: height 4, width 8 or 12"):
-        param_shapes(ToyUNet(), (1, 2, 9, 1))
+        param_shapes(ToyUNet(ToyUNetConfig(), Inputs(channels=1)), (1, 2, 9, 1))
     with pytest.raises(ValueError, match="multiples of 8, got 28x28; nearest valid: height 24 or 32"):
-        param_shapes(DDPMUNet(patch=2), (1, 28, 28, 1))
-    with pytest.raises(ValueError, match="built for 16x16 images, got 16x20; build it with height=16, width=20"):
-        param_shapes(ContextUnet(), (1, 16, 20, 3))
+        param_shapes(DDPMUNet(DDPMUNetConfig(patch=2), Inputs(channels=1)), (1, 28, 28, 1))
+    with pytest.raises(ValueError, match="built for 16x16 images, got 16x20; build it with size=\\(16, 20\\)"):
+        param_shapes(ContextUnet(ContextUnetConfig(), Inputs(size=(16, 16), context=5)), (1, 16, 20, 3))
 
 
 def test_refused_channels_and_ranks_name_the_fix():
     for module, shape in (
-        (ToyUNet(), (1, 8, 8, 3)),
-        (DDPMUNet(), (1, 8, 8, 3)),
-        (ContextUnet(), (1, 16, 16, 1)),
+        (ToyUNet(ToyUNetConfig(), Inputs(channels=1)), (1, 8, 8, 3)),
+        (DDPMUNet(DDPMUNetConfig(), Inputs(channels=1)), (1, 8, 8, 3)),
+        (ContextUnet(ContextUnetConfig(), Inputs(size=(16, 16), context=5)), (1, 16, 16, 1)),
     ):
         with pytest.raises(ValueError, match=f"{type(module).__name__} was built for.*channels={shape[-1]}"):
             param_shapes(module, shape)
@@ -157,17 +177,24 @@ def test_refused_channels_and_ranks_name_the_fix():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: DDPMUNet(dim=30), "multiple of groups=4, got dim=30"),
-        (lambda: DDPMUNet(dim_mults=()), "at least one positive multiple"),
-        (lambda: DDPMUNet(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
-        (lambda: DDPMUNet(patch=0), "patch must be at least 1"),
-        (lambda: ContextUnet(n_feat=12), "multiple of 8, got 12"),
-        (lambda: ContextUnet(n_cfeat=-1), "n_cfeat must be 0"),
-        (lambda: ContextUnet(height=18), "multiples of 4, got 18x18"),
-        (lambda: VectorTransformer(hidden=30, heads=4), "divisible by heads=4, got 30"),
-        (lambda: VectorTransformer(dropout=-0.1), "dropout must be"),
-        (lambda: MLP(hidden=7), "hidden must be even"),
-        (lambda: MLP(dropout=2.0), "dropout must be"),
+        (lambda: Inputs(channels=0), "channels is 0: use 1 or more"),
+        (lambda: Inputs(out_channels=0), "out_channels is 0: use 1 or more, or None"),
+        (lambda: Inputs(vector=-1), "vector is -1: use at least 0, which means none"),
+        (lambda: Inputs(size=(4, 0)), r"size is \(4, 0\): use"),
+        (lambda: ContextUnet(inputs=Inputs()), "serves one size"),
+        (lambda: DDPMUNetConfig(dim=30), "multiple of groups=4, got dim=30"),
+        (lambda: DDPMUNetConfig(dim_mults=()), "at least one positive multiple"),
+        (lambda: DDPMUNetConfig(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (lambda: DDPMUNetConfig(patch=0), "patch must be at least 1"),
+        (lambda: ContextUnetConfig(n_feat=12), "multiple of 8, got 12"),
+        (lambda: ContextUnet(ContextUnetConfig(), Inputs(size=(18, 18), context=5)), "multiples of 4, got 18x18"),
+        (
+            lambda: VectorTransformerConfig(hidden=30, heads=4),
+            "divisible by heads=4, got 30",
+        ),
+        (lambda: VectorTransformerConfig(dropout=-0.1), "dropout must be"),
+        (lambda: MLPConfig(hidden=7), "hidden must be even"),
+        (lambda: MLPConfig(dropout=2.0), "dropout must be"),
     ],
 )
 def test_fields_out_of_range_are_refused_at_construction(build, message):

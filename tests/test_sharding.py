@@ -6,14 +6,15 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxdiff import sharding
-from jaxdiff.networks import EDM2, DiT, ToyUNet, init_params, param_shapes
+from jaxdiff.networks import EDM2, DiT, DiTConfig, EDM2Config, Inputs, ToyUNet, ToyUNetConfig, init_params, param_shapes
 from jaxdiff.runtime.collectives import collectives
 
 SHAPE = (1, 8, 8, 3)
 
 
 def dit(**fields):
-    return DiT(**{"patch": 2, "width": 32, "depth": 2, "heads": 2, "channels": 3, "num_classes": 3} | fields)
+    config = DiTConfig(**{"patch": 2, "width": 32, "depth": 2, "heads": 2} | fields)
+    return DiT(config, Inputs(channels=3, num_classes=3))
 
 
 def test_the_mesh_is_auto_so_that_an_ordinary_reshape_works():
@@ -136,7 +137,7 @@ PINNED = {
 
 
 def tiny_edm2():
-    return EDM2(dim=8, dim_mults=(1, 2), blocks=1, head_dim=8, channels=3, attention_levels=(1,))
+    return EDM2(EDM2Config(dim=8, dim_mults=(1, 2), blocks=1, head_dim=8, attention_levels=(1,)), Inputs(channels=3))
 
 
 def leaves(tree):
@@ -151,7 +152,7 @@ def leaves(tree):
         (dit(), (1, 8, 1)),
         (dit(scan=True), (1, 2, 4)),
         (tiny_edm2(), (2, 4, 1)),
-        (ToyUNet(channels=3), (1, 8, 1)),
+        (ToyUNet(ToyUNetConfig(), Inputs(channels=3)), (1, 8, 1)),
     ],
     ids=["dit", "dit_scan", "edm2", "unet"],
 )
@@ -166,7 +167,7 @@ def test_parameters_drawn_in_parts_are_those_drawn_whole(module, split):
     assert sum(not x.is_fully_replicated for x in parts.values()) > len(parts) / 3
     for name, value in whole.items():
         np.testing.assert_array_equal(np.asarray(parts[name]), np.asarray(value), err_msg=name)
-    if isinstance(module, DiT) and not module.scan:
+    if isinstance(module, DiT) and not module.config.scan:
         for name, values in PINNED.items():
             got = np.asarray(whole[name]).reshape(-1)
             np.testing.assert_allclose(got[[0, 17, -1]], values, rtol=1e-6)

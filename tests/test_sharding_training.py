@@ -9,16 +9,27 @@ import optax
 import pytest
 
 from jaxdiff import sharding
-from jaxdiff.networks import EDM2, DiT, ToyUNet, as_network, init_params, normalize_weights
+from jaxdiff.networks import (
+    EDM2,
+    DiT,
+    DiTConfig,
+    EDM2Config,
+    Inputs,
+    ToyUNet,
+    ToyUNetConfig,
+    as_network,
+    init_params,
+    normalize_weights,
+)
 from jaxdiff.runtime.collectives import collectives, total_sent
 from jaxdiff.training import init_state, make_train_step
 
 SHAPE = (16, 8, 8, 3)
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)]
 NETWORKS = {
-    "dit": DiT(patch=4, width=16, depth=2, heads=2, channels=3, scan=True),
-    "unet": ToyUNet(channels=3),
-    "edm2": EDM2(dim=8, dim_mults=(1,), blocks=1, head_dim=8, channels=3, attention_levels=()),
+    "dit": DiT(DiTConfig(patch=4, width=16, depth=2, heads=2, scan=True), Inputs(channels=3)),
+    "unet": ToyUNet(ToyUNetConfig(), Inputs(channels=3)),
+    "edm2": EDM2(EDM2Config(dim=8, dim_mults=(1,), blocks=1, head_dim=8, attention_levels=()), Inputs(channels=3)),
 }
 KEY = jax.random.key(0)
 # A program of the tests runs a few times only.
@@ -122,7 +133,7 @@ def test_a_run_is_the_same_on_every_mesh(name, split):
 
 
 def test_memory_falls_with_the_devices_that_split_the_state():
-    module = DiT(patch=4, width=64, depth=2, heads=2, channels=3, scan=True)
+    module = DiT(DiTConfig(patch=4, width=64, depth=2, heads=2, scan=True), Inputs(channels=3))
     training = Training(module, (1, 8, 1), min_size=1024, tx=optax.adam(1e-3))
     state = training.create()
     size = sum(x.nbytes for x in jax.tree.leaves(state))
@@ -134,7 +145,7 @@ def test_memory_falls_with_the_devices_that_split_the_state():
 
 
 def test_parameters_are_gathered_once_and_rows_never():
-    module, shape = DiT(patch=2, width=64, depth=2, heads=2, channels=3, scan=True), (16, 32, 32, 3)
+    module, shape = DiT(DiTConfig(patch=2, width=64, depth=2, heads=2, scan=True), Inputs(channels=3)), (16, 32, 32, 3)
     training = Training(module, (1, 8, 1), shape=shape)
     size = sum(x.size * 4 for x in jax.tree.leaves(training.shapes.params))
     table = {row.kind: row for row in collectives(training.compiled())}

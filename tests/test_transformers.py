@@ -1,5 +1,6 @@
 """U-ViT, MM-DiT and the U-Net around a transformer: the shared suite, counts, and outputs of the published code."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -7,13 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import LABEL, NULL_LABEL, Case, built, inputs, quick_jit
+from network_suite import LABEL, NULL_LABEL, Case, built, configured, inputs, quick_jit
 from references import tensors
 
 from jaxdiff.interop import WeightsError, export_params, import_params
 from jaxdiff.interop import mmdit as mmdit_weights
 from jaxdiff.interop import uvit as uvit_weights
-from jaxdiff.networks import as_network, count_params, mmdit, param_shapes, simple_uvit, uvit
+from jaxdiff.networks import (
+    Inputs,
+    MMDiTConfig,
+    SimpleUViTConfig,
+    UViTConfig,
+    as_network,
+    count_params,
+    mmdit,
+    param_shapes,
+    simple_uvit,
+    uvit,
+)
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.simple_uvit import SimpleUViT
 from jaxdiff.networks.uvit import UViT
@@ -26,18 +38,8 @@ IMAGES = jax.random.normal(jax.random.key(8), (4, 4, 6, 1))
 CASES = {
     "uvit": Case(
         UViT(
-            width=8,
-            depth=2,
-            heads=2,
-            size=(4, 6),
-            channels=2,
-            out_channels=4,
-            num_classes=3,
-            vector_size=5,
-            tokens=3,
-            token_width=5,
-            image_channels=1,
-            dropout=0.3,
+            UViTConfig(width=8, depth=2, heads=2, dropout=0.3),
+            Inputs(size=(4, 6), channels=2, out_channels=4, num_classes=3, vector=5, tokens=3, token_width=5, image=1),
         ),
         (4, 6, 2),
         cond={"vector": VECTORS, "image": IMAGES, "tokens": TOKENS} | LABEL,
@@ -49,18 +51,8 @@ CASES = {
     ),
     "mmdit": Case(
         MMDiT(
-            width=8,
-            depth=2,
-            heads=2,
-            channels=2,
-            token_width=5,
-            null_tokens=3,
-            vector_size=5,
-            image_channels=1,
-            grid=8,
-            base=4,
-            time_scale=1000.0,
-            dropout=0.3,
+            MMDiTConfig(width=8, depth=2, heads=2, null_tokens=3, grid=8, base=4, time_scale=1000.0, dropout=0.3),
+            Inputs(channels=2, token_width=5, vector=5, image=1),
         ),
         (4, 6, 2),
         cond={"vector": VECTORS, "image": IMAGES, "tokens": TOKENS},
@@ -75,17 +67,10 @@ CASES = {
     ),
     "simple_uvit": Case(
         SimpleUViT(
-            dim=4,
-            dim_mults=(2,),
-            blocks=(1,),
-            width=8,
-            depth=1,
-            heads=2,
-            embedding=8,
-            groups=2,
-            channels=2,
-            num_classes=3,
-            dropout=0.3,
+            SimpleUViTConfig(
+                dim=4, dim_mults=(2,), blocks=(1,), width=8, depth=1, heads=2, embedding=8, groups=2, dropout=0.3
+            ),
+            Inputs(channels=2, num_classes=3),
         ),
         (4, 8, 2),
         cond=LABEL,
@@ -107,7 +92,7 @@ OURS = {"simple-uvit-128": 2_171_444_867, "simple-uvit-256": 2_171_465_612, "sim
 @pytest.mark.parametrize("name", PRESETS)
 def test_counts_are_the_published_ones(name):
     preset, module = PRESETS[name], PRESETS[name].build()
-    module = module.clone(scan=True) if hasattr(module, "scan") else module  # as many, in fewer arrays
+    module = configured(module, scan=True) if hasattr(module.config, "scan") else module  # as many, in fewer arrays
     counted = count_params(param_shapes(module, (1, *preset.shape), preset.cond))
     published = OURS[name] if preset.parameters is None else preset.parameters + DIFFERENCE.get(name, 0)
     assert counted == published
@@ -141,9 +126,9 @@ def restored(state, entries, shapes, ignore=()):
 def test_uvit_computes_what_its_authors_compute(name, cond):
     state, outputs = tensors.load(REFERENCES / "uvit.npz", name)
     module = uvit_weights.module_from(state, heads=2, tokens=3)
-    assert (module.size, module.depth, module.num_classes, module.tokens) == (
+    assert module.config.depth == 4
+    assert (module.inputs.size, module.inputs.num_classes, module.inputs.tokens) == (
         (8, 8),
-        4,
         3 * (name == "label"),
         3 * (name == "text"),
     )
@@ -165,7 +150,7 @@ def test_uvit_weights_that_do_not_fit_are_refused():
         uvit_weights.module_from(state, heads=2, size=(8, 6))
     with pytest.raises(WeightsError, match="this is no U-ViT"):
         uvit_weights.module_from({})
-    assert uvit_weights.module_from(state, heads=2, null_label=False).num_classes == 4
+    assert uvit_weights.module_from(state, heads=2, null_label=False).inputs.num_classes == 4
 
 
 def test_uvit_masked_tokens_are_not_seen():
@@ -181,7 +166,7 @@ def test_uvit_masked_tokens_are_not_seen():
 
 
 def test_uvit_without_a_null_label_wants_labels():
-    module = UViT(width=8, depth=2, heads=1, size=(4, 4), num_classes=3, null_label=False)
+    module = UViT(UViTConfig(width=8, depth=2, heads=1, null_label=False), Inputs(size=(4, 4), num_classes=3))
     assert param_shapes(module, (1, 4, 4, 3), {"label": jnp.zeros(1, jnp.int32)})["label_table"].shape == (3, 8)
     with pytest.raises(ValueError, match="must be given"):
         param_shapes(module, (1, 4, 4, 3))
@@ -195,7 +180,7 @@ def test_mmdit_computes_what_diffusers_computes(name):
     state, outputs = tensors.load(REFERENCES / "mmdit.npz", name)
     fixed = {"pos_embed.pos_embed": outputs["positions"]}
     module = mmdit_weights.module_from(state | fixed, {"sample_size": 8, "num_attention_heads": 2})
-    assert (module.depth, module.grid, module.base, module.qk_norm) == (3, 12, 4, name == "qk_norm")
+    assert module.config == dataclasses.replace(module.config, depth=3, grid=12, base=4, qk_norm=name == "qk_norm")
     shapes = param_shapes(module, (1, 4, 6, 3))
     params = restored(state, mmdit_weights.entries(module, shapes), shapes, mmdit_weights.IGNORED)
     x = jnp.asarray(tensors.normal("x", (4, 3, 4, 6)).transpose(0, 2, 3, 1))
@@ -220,7 +205,7 @@ def test_mmdit_weights_that_do_not_fit_are_refused():
     with pytest.raises(WeightsError, match="not the fixed table"):
         mmdit_weights.module_from(state | {"pos_embed.pos_embed": outputs["positions"]})
     with pytest.raises(ValueError, match="use scan=False"):
-        mmdit_weights.entries(MMDiT(scan=True), {})
+        mmdit_weights.entries(MMDiT(MMDiTConfig(scan=True), Inputs(channels=16, token_width=4096)), {})
 
 
 def test_mmdit_masked_tokens_are_not_seen():
@@ -238,25 +223,29 @@ def test_mmdit_masked_tokens_are_not_seen():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: UViT(width=9, heads=3), "even and a multiple of heads=3, got 9"),
-        (lambda: UViT(depth=3), "even and at least 2, got 3"),
-        (lambda: UViT(size=(4, 5)), r"multiples of patch=2, got \(4, 5\)"),
-        (lambda: UViT(tokens=3), "go together, got 3 and 0"),
-        (lambda: UViT(dropout=-0.1), "dropout must be"),
-        (lambda: UViT(mlp_ratio=0), "at least 1"),
-        (lambda: UViT(num_classes=-1), "at least 0"),
-        (lambda: MMDiT(width=10, heads=2), "multiple of 4 and of heads=2, got 10"),
-        (lambda: MMDiT(depth=1), "at least 2, got 1"),
-        (lambda: MMDiT(patch=0, grid=-1), "at least 1: patch=0, grid=-1"),
-        (lambda: MMDiT(vector_size=-1), "at least 0, got -1, 0"),
-        (lambda: MMDiT(dropout=1.0), "dropout must be"),
+        (lambda: UViTConfig(width=9, heads=3), "even and a multiple of heads=3, got 9"),
+        (lambda: UViTConfig(depth=3), "even and at least 2, got 3"),
+        (lambda: UViT(UViTConfig(), Inputs(size=(4, 5))), r"multiples of patch=2, got \(4, 5\)"),
+        (lambda: UViT(UViTConfig(), Inputs(tokens=3, size=(32, 32))), "go together, got 3 and 0"),
+        (lambda: UViTConfig(dropout=-0.1), "dropout must be"),
+        (lambda: UViTConfig(mlp_ratio=0), "at least 1"),
+        (
+            lambda: MMDiTConfig(width=10, heads=2),
+            "multiple of 4 and of heads=2, got 10",
+        ),
+        (lambda: MMDiT(inputs=Inputs()), "MMDiT attends to tokens, but token_width is 0"),
+        (lambda: MMDiTConfig(depth=1), "at least 2, got 1"),
+        (
+            lambda: MMDiTConfig(patch=0, grid=-1),
+            "at least 1: patch=0, grid=-1",
+        ),
+        (lambda: MMDiTConfig(dropout=1.0), "dropout must be"),
         (lambda: mmdit.centred_positions(9, 3, 8, grid=8, base=4), "at most 8x8 patches, got 9x3"),
-        (lambda: SimpleUViT(width=10), "multiple of 4 and of heads=4, got 10"),
-        (lambda: SimpleUViT(dim=30), "multiple of groups=32, got dim=30"),
-        (lambda: SimpleUViT(blocks=(2, 2)), r"one entry per level, got \(1, 2, 4\) and \(2, 2\)"),
-        (lambda: SimpleUViT(depth=0), "at least 1"),
-        (lambda: SimpleUViT(num_classes=-1), "at least 0"),
-        (lambda: SimpleUViT(dropout=2.0), "dropout must be"),
+        (lambda: SimpleUViTConfig(width=10), "multiple of 4 and of heads=4, got 10"),
+        (lambda: SimpleUViTConfig(dim=30), "multiple of groups=32, got dim=30"),
+        (lambda: SimpleUViTConfig(blocks=(2, 2)), r"one entry per level, got \(1, 2, 4\) and \(2, 2\)"),
+        (lambda: SimpleUViTConfig(depth=0), "at least 1"),
+        (lambda: SimpleUViTConfig(dropout=2.0), "dropout must be"),
     ],
 )
 def test_fields_out_of_range_are_refused(build, message):

@@ -12,7 +12,7 @@ from network_suite import BATCH, LABEL, NULL_LABEL, Case, quick_jit
 from references import tensors
 
 from jaxdiff.interop import WeightsError, export_params, import_params, lucidrains
-from jaxdiff.networks import as_network, count_params, param_shapes, unet, unet1d
+from jaxdiff.networks import Inputs, Unet1DConfig, UnetConfig, as_network, count_params, param_shapes, unet, unet1d
 from jaxdiff.networks.blocks.lucidrains_unet import MemoryAttention, MemoryLinearAttention
 from jaxdiff.networks.unet import Unet
 from jaxdiff.networks.unet1d import Unet1D
@@ -22,15 +22,8 @@ IMAGE = jnp.sin(jnp.arange(BATCH * 8 * 12 * 2.0)).reshape(BATCH, 8, 12, 2)
 CASES = {
     "unet": Case(
         Unet(
-            dim=8,
-            dim_mults=(1, 2),
-            heads=2,
-            head_dim=8,
-            channels=2,
-            image_channels=2,
-            out_channels=4,
-            num_classes=3,
-            dropout=0.3,
+            UnetConfig(dim=8, dim_mults=(1, 2), heads=2, head_dim=8, dropout=0.3),
+            Inputs(channels=2, image=2, out_channels=4, num_classes=3),
         ),
         (8, 12, 2),
         cond=LABEL | {"image": IMAGE},
@@ -42,7 +35,10 @@ CASES = {
     ),
     # One level: the strided convolution between levels and the rest of the body are compared with the package.
     "signal": Case(
-        Unet1D(dim=8, dim_mults=(2,), heads=2, head_dim=8, channels=3, num_classes=3, embedding="learned"),
+        Unet1D(
+            Unet1DConfig(dim=8, dim_mults=(2,), heads=2, head_dim=8, embedding="learned"),
+            Inputs(channels=3, num_classes=3),
+        ),
         (8, 3),
         cond=LABEL,
         null=NULL_LABEL,
@@ -152,15 +148,13 @@ def test_attention_is_the_formula(kind):
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: Unet(dim=7), "dim must be even and at least 4, got 7"),
-        (lambda: Unet(dim_mults=()), "at least one positive multiple"),
-        (lambda: Unet(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
-        (lambda: Unet(heads=(4, 4)), "or 5: each of the 4 levels and the middle; got \\(4, 4\\)"),
-        (lambda: Unet(full_attention=(True,)), "one entry per level"),
-        (lambda: Unet(memory=-1), "memory must be at least 0"),
-        (lambda: Unet(embedding="random", frequencies=(1.0,)), "frequencies must be 8 numbers or none, got 1"),
-        (lambda: Unet1D(channels=0), "channels must be at least 1, got 0"),
-        (lambda: Unet1D(num_classes=-1), "num_classes and image_channels must be at least 0"),
+        (lambda: UnetConfig(dim=7), "dim must be even and at least 4, got 7"),
+        (lambda: UnetConfig(dim_mults=()), "at least one positive multiple"),
+        (lambda: UnetConfig(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (lambda: UnetConfig(heads=(4, 4)), "or 5: each of the 4 levels and the middle; got \\(4, 4\\)"),
+        (lambda: UnetConfig(full_attention=(True,)), "one entry per level"),
+        (lambda: UnetConfig(memory=-1), "memory must be at least 0"),
+        (lambda: UnetConfig(embedding="random", frequencies=(1.0,)), "frequencies must be 8 numbers or none, got 1"),
     ],
 )
 def test_fields_out_of_range_are_refused_at_construction(build, message):
@@ -174,4 +168,4 @@ def test_signals_of_another_shape_are_refused():
         ((1, 12, 3), "the length must be a positive multiple of 8, got 12"),
     ):
         with pytest.raises(ValueError, match=message):
-            param_shapes(Unet1D(), shape)
+            param_shapes(Unet1D(Unet1DConfig()), shape)

@@ -8,11 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from network_suite import *  # noqa: F403
-from network_suite import BATCH, LABEL, NULL_LABEL, Case, quick_jit
+from network_suite import BATCH, LABEL, NULL_LABEL, Case, configured, quick_jit
 from references import tensors
 
 from jaxdiff.interop import WeightsError, diffusers, export_params, import_params
-from jaxdiff.networks import as_network, count_params, init_params, param_shapes, unet2d, unet2d_condition
+from jaxdiff.networks import (
+    Inputs,
+    UNet2DConditionConfig,
+    UNet2DConfig,
+    as_network,
+    count_params,
+    init_params,
+    param_shapes,
+    unet2d,
+    unet2d_condition,
+)
 from jaxdiff.networks.unet2d import UNet2D
 from jaxdiff.networks.unet2d_condition import UNet2DCondition, size_vector
 
@@ -25,16 +35,18 @@ NULL_TOKENS = {"tokens": jnp.zeros((BATCH, 2, 6)), "vector": jnp.full((BATCH, 5)
 CASES = {
     "labels": Case(
         UNet2D(
-            widths=(8, 16),
-            blocks=1,
-            down=("residual_attention", "conv"),
-            up=("conv", "conv_attention"),
-            head_dim=4,
-            num_classes=3,
-            middle=False,
-            modulation="scale_shift",
-            groups=4,
-            dropout=0.2,
+            UNet2DConfig(
+                widths=(8, 16),
+                blocks=1,
+                down=("residual_attention", "conv"),
+                up=("conv", "conv_attention"),
+                head_dim=4,
+                middle=False,
+                modulation="scale_shift",
+                groups=4,
+                dropout=0.2,
+            ),
+            Inputs(num_classes=3),
         ),
         (4, 6, 3),
         cond=LABEL,
@@ -46,16 +58,10 @@ CASES = {
     ),
     "tokens": Case(
         UNet2DCondition(
-            channels=2,
-            widths=(8, 16),
-            blocks=1,
-            attends=(True, False),
-            heads=(2, 4),
-            depths=(1, 1),
-            token_width=6,
-            vector_size=5,
-            middle=False,
-            groups=4,
+            UNet2DConditionConfig(
+                widths=(8, 16), blocks=1, attends=(True, False), heads=(2, 4), depths=(1, 1), middle=False, groups=4
+            ),
+            Inputs(channels=2, token_width=6, vector=5),
         ),
         (4, 6, 2),
         cond=TOKENS,
@@ -106,7 +112,9 @@ def test_the_numbers_of_diffusers(name):
         pooled, sizes = jnp.array(tensors.normal("pooled", (2, 3))), jnp.array([[64.0, 32.0], [8.0, 0.0]])
         cond = cond | {"vector": size_vector(pooled, sizes, 4), "image": x[..., 4:]}
     cond = jax.tree.map(jnp.asarray, cond)
-    y = quick_jit(as_network(module))(params, jnp.asarray(x[..., : module.channels]), jnp.array([3.0, 500.0]), cond)
+    y = quick_jit(as_network(module))(
+        params, jnp.asarray(x[..., : module.inputs.channels]), jnp.array([3.0, 500.0]), cond
+    )
     assert np.abs(y - outputs["y"]).max() < 1e-5 * np.abs(outputs["y"]).max()
     again = export_params(params, table)
     assert set(again) == set(state) and all(np.array_equal(again[key], state[key]) for key in state)
@@ -199,13 +207,16 @@ def test_options_that_are_not_supported_are_refused_by_name(name, option, messag
 
 
 def test_a_folder_of_diffusers_is_read_and_written(tmp_path):
-    module = UNet2DCondition(2, widths=(4, 8), blocks=1, attends=(True, False), heads=(2, 4), depths=(1, 1), groups=4)
+    module = UNet2DCondition(
+        UNet2DConditionConfig(widths=(4, 8), blocks=1, attends=(True, False), heads=(2, 4), depths=(1, 1), groups=4),
+        Inputs(channels=2, token_width=768),
+    )
     params = init_params(module, jax.random.key(0), jax.ShapeDtypeStruct((1, 4, 6, 2), jnp.float32))
     diffusers.write_model(tmp_path / "unet", module, params)
     again, values = diffusers.read_model(tmp_path / "unet")
     assert again == module
     assert jax.tree.all(jax.tree.map(np.array_equal, values, params))
-    (tmp_path / "unet" / "config.json").write_text(json.dumps(diffusers.config_of(module.clone(blocks=2))))
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(diffusers.config_of(configured(module, blocks=2))))
     with pytest.raises(WeightsError, match="missing tensors"):
         diffusers.read_model(tmp_path / "unet")
 
@@ -217,23 +228,25 @@ def test_weights_without_a_configuration_or_with_another_are_refused():
     with pytest.raises(WeightsError, match="does not fit the weights: .* missing tensors"):
         diffusers.module_from(state, stored("variants")[2])
     with pytest.raises(WeightsError, match="time_scale must be 1, got 1000.0"):
-        diffusers.config_of(UNet2D(time_scale=1000.0))
+        diffusers.config_of(UNet2D(UNet2DConfig(time_scale=1000.0)))
 
 
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: UNet2D(widths=(30, 64, 64, 64)), "multiples of groups=32"),
-        (lambda: UNet2D(blocks=0), "blocks must be at least 1, got 0"),
-        (lambda: UNet2D(dropout=1.0), r"dropout must be in \[0, 1\)"),
-        (lambda: UNet2D(widths=(32,)), "down needs one of .* for each of 1 widths"),
-        (lambda: UNet2D(head_dim=48), r"head_dim must divide the widths with attention \[256, 256, 256\], got 48"),
-        (lambda: UNet2D(middle_groups=3), "middle_groups must divide 256, got 3"),
-        (lambda: UNet2D(padding=(0, 0)), "padding must be"),
-        (lambda: UNet2DCondition(heads=(8, 8)), "heads needs one entry for each of 4 widths"),
-        (lambda: UNet2DCondition(heads=(7, 8, 8, 8)), "heads must divide the widths"),
-        (lambda: UNet2DCondition(depths=(0, 1, 1, 1)), "depths must be at least 1"),
-        (lambda: UNet2DCondition(vector_size=-1), "vector_size must be at least 0"),
+        (lambda: UNet2DConfig(widths=(30, 64, 64, 64)), "multiples of groups=32"),
+        (lambda: UNet2DConfig(blocks=0), "blocks must be at least 1, got 0"),
+        (lambda: UNet2DConfig(dropout=1.0), r"dropout must be in \[0, 1\)"),
+        (lambda: UNet2DConfig(widths=(32,)), "down needs one of .* for each of 1 widths"),
+        (
+            lambda: UNet2DConfig(head_dim=48),
+            r"head_dim must divide the widths with attention \[256, 256, 256\], got 48",
+        ),
+        (lambda: UNet2DConfig(middle_groups=3), "middle_groups must divide 256, got 3"),
+        (lambda: UNet2DConfig(padding=(0, 0)), "padding must be"),
+        (lambda: UNet2DConditionConfig(heads=(8, 8)), "heads needs one entry for each of 4 widths"),
+        (lambda: UNet2DConditionConfig(heads=(7, 8, 8, 8)), "heads must divide the widths"),
+        (lambda: UNet2DConditionConfig(depths=(0, 1, 1, 1)), "depths must be at least 1"),
     ],
 )
 def test_fields_out_of_range_are_refused(build, message):

@@ -1,33 +1,13 @@
 """Typed configuration of a run: data only, validated when made, to and from JSON.
 
-A recipe is one ``Config``; ``build.py`` turns it into objects. Every field can be overridden on the command
-line (``--train.steps 500``), and the resolved configuration travels inside every checkpoint.
+A recipe is one ``Config``; the factory turns it into objects. Every field can be overridden on the command
+line (``--train.steps 500``), and the resolved configuration travels inside every checkpoint. The section of each
+network stands beside its module and has its name here too: ``DiTConfig``.
 """
 
-from jaxdiff.config.networks import (
-    ContextUnetConfig,
-    DDPMUNetConfig,
-    MLPConfig,
-    NetworkConfig,
-    ToyUNetConfig,
-    VectorTransformerConfig,
-)
-from jaxdiff.config.published import (
-    ADMConfig,
-    DDPMppConfig,
-    DiffiTConfig,
-    DiffiTImageConfig,
-    DiTConfig,
-    EDM2Config,
-    HDiTConfig,
-    MMDiTConfig,
-    SimpleUViTConfig,
-    Unet1DConfig,
-    UNet2DConditionConfig,
-    UNet2DConfig,
-    UnetConfig,
-    UViTConfig,
-)
+from typing import TYPE_CHECKING
+
+from jaxdiff import networks
 from jaxdiff.config.runtime import MeshConfig, RuntimeConfig
 from jaxdiff.config.sections import (
     Config,
@@ -41,28 +21,17 @@ from jaxdiff.config.sections import (
     TrainConfig,
 )
 from jaxdiff.config.serialization import from_dict, from_json, to_dict, to_json
+from jaxdiff.networks import NetworkConfig
+
+if TYPE_CHECKING:
+    from jaxdiff.networks import *  # noqa: F403
+else:
+    globals().update({section.__name__: section for section in networks.NETWORKS})
 
 __all__ = [
-    "UViTConfig",
-    "SimpleUViTConfig",
-    "MMDiTConfig",
-    "UNet2DConfig",
-    "UNet2DConditionConfig",
-    "HDiTConfig",
-    "DDPMppConfig",
-    "ADMConfig",
-    "DiTConfig",
-    "DiffiTConfig",
-    "DiffiTImageConfig",
-    "EDM2Config",
-    "Unet1DConfig",
-    "UnetConfig",
     "Config",
-    "ContextUnetConfig",
-    "DDPMUNetConfig",
     "DataConfig",
     "LossConfig",
-    "MLPConfig",
     "MeshConfig",
     "NetworkConfig",
     "NoiseLevelConfig",
@@ -71,9 +40,7 @@ __all__ = [
     "RuntimeConfig",
     "SampleConfig",
     "ScheduleConfig",
-    "ToyUNetConfig",
     "TrainConfig",
-    "VectorTransformerConfig",
     "from_dict",
     "from_json",
     "to_dict",

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from jaxdiff.networks.layers.stack import RematPolicy
 from jaxdiff.typing import require
 
 
@@ -22,7 +23,7 @@ class RuntimeConfig:
     """Parts of a batch whose gradients are computed one after another and averaged: less memory, the same update."""
     steps_per_call: int = 1
     """Training steps in one call of the device: more than 1 helps small models, whose calls cost as much as they do."""
-    remat_policy: Literal["full", "dots", "dots_no_batch"] = "full"
+    remat_policy: RematPolicy = "full"
     """What blocks with network.remat keep for the backward pass: only their inputs (full), or matrix products too."""
     device_data: Literal["auto", "always", "never"] = "auto"
     """Keep the data set on the devices; auto: on GPU and TPU, if it takes less than a tenth of their memory."""

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from jaxdiff.config.networks import DDPMUNetConfig, NetworkConfig
 from jaxdiff.config.runtime import MeshConfig, RuntimeConfig
+from jaxdiff.networks import DDPMUNetConfig, NetworkConfig
 from jaxdiff.typing import require
 
 DataKind = Literal["digits", "npz", "array_record", "folder", "csv", "audio", "tfds", "toy2d", "vectors"]

@@ -2,7 +2,7 @@
 
 from jaxdiff.factory.data import resolve, source, stand_in
 from jaxdiff.factory.drawing import conditioning, draw, grid, sampler
-from jaxdiff.factory.networks import Model, conv_network, init_params, model, param_shapes, projection
+from jaxdiff.factory.networks import Model, init_params, model, param_shapes, projection
 from jaxdiff.factory.process import noise_levels, parameterization, schedule, weighting
 from jaxdiff.factory.training import averages, compile_options, loss, optimizer
 
@@ -11,7 +11,6 @@ __all__ = [
     "averages",
     "compile_options",
     "conditioning",
-    "conv_network",
     "draw",
     "grid",
     "init_params",

@@ -1,6 +1,5 @@
 """Data and network from their names."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,10 +10,11 @@ import numpy as np
 from jaxdiff import config as C
 from jaxdiff import data, networks
 from jaxdiff.factory.process import parameterization
+from jaxdiff.losses.augmentation import LABELS
 from jaxdiff.pytrees import bind
 from jaxdiff.typing import Cond, Network, Parameterization, Params, require
 
-__all__ = ["NETWORKS", "Model", "conv_network", "init_params", "model", "param_shapes", "projection"]
+__all__ = ["Model", "init_params", "model", "param_shapes", "projection"]
 
 
 class Model(NamedTuple):
@@ -41,29 +41,6 @@ class Model(NamedTuple):
     null_cond: Mapping[str, Any]
 
 
-NETWORKS: Mapping[type, Any] = {
-    C.MLPConfig: networks.MLP,
-    C.VectorTransformerConfig: networks.VectorTransformer,
-    C.ToyUNetConfig: networks.ToyUNet,
-    C.DDPMUNetConfig: networks.DDPMUNet,
-    C.ContextUnetConfig: networks.ContextUnet,
-    C.DiTConfig: networks.DiT,
-    C.DiffiTConfig: networks.DiffiT,
-    C.DiffiTImageConfig: networks.DiffiTImage,
-    C.EDM2Config: networks.EDM2,
-    C.UnetConfig: networks.Unet,
-    C.Unet1DConfig: networks.Unet1D,
-    C.DDPMppConfig: networks.DDPMpp,
-    C.ADMConfig: networks.ADM,
-    C.UNet2DConfig: networks.UNet2D,
-    C.UNet2DConditionConfig: networks.UNet2DCondition,
-    C.HDiTConfig: networks.HDiT,
-    C.UViTConfig: networks.UViT,
-    C.MMDiTConfig: networks.MMDiT,
-    C.SimpleUViTConfig: networks.SimpleUViT,
-}
-
-
 _KINDS = {
     "image": "images (height, width, channels)",
     "signal": "signals (length, channels)",
@@ -71,72 +48,53 @@ _KINDS = {
 }
 
 
-def _module(config: C.Config, spec: data.DataSpec) -> Any:
-    """The network with the fields of its section and those that the data decide."""
-    section, condition = config.network, config.data.condition
-    axes = len(spec.shape)
+def _require_fit(config: C.Config, spec: data.DataSpec) -> None:
+    """Refuse data, conditions and settings of the run that the network does not take, naming both."""
+    section, axes = config.network, len(spec.shape)
     fits = {"image": axes == 3, "signal": axes == 2, "array": spec.kind != "image" and axes < 3}
     require(
         fits[section.takes],
         f"network.kind {section.kind!r} is for {_KINDS[section.takes]}, "
         f"but the data are of kind {spec.kind!r} and shape {spec.shape}",
     )
-    cls, shapes = NETWORKS[type(section)], dict(spec.inputs)
-    known = {field.name for field in dataclasses.fields(cls)}
-    # What the network is told beside the noise: fields that are 0 where it is not told.
-    told = {
-        "num_classes": (spec.num_classes if condition == "label" else 0, "data.condition 'label'"),
-        "n_cfeat": (spec.num_classes if condition == "context" else 0, "data.condition 'context'"),
+    asked = {name: (name == config.data.condition, f"data.condition {name!r}") for name in ("label", "context")}
+    asked |= {name: (name in config.data.inputs, f"data.inputs {name!r}") for name in ("vector", "tokens", "image")}
+    asked |= {
+        "augment": (config.loss.augment > 0, "loss.augment"),
+        "variance": (config.loss.learned_range, f"loss.kind {config.loss.kind!r}"),
     }
-    for name, field in (("vector", "vector_size"), ("tokens", "token_width"), ("image", "image_channels")):
-        told[field] = (shapes[name][-1] if name in config.data.inputs else 0, f"data.inputs {name!r}")
-    told["augment_dim"] = (9 if config.loss.augment else 0, "loss.augment")
-    told["out_channels"] = (2 * spec.shape[-1] if config.loss.learned_range else 0, f"loss.kind {config.loss.kind!r}")
-    for field, (size, source) in told.items():
-        require(not size or field in known, f"network.kind {section.kind!r} takes no {source}")
-    fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "kind"}
-    fields |= {field: size for field, (size, _) in told.items() if field in known}
-    if "out_channels" in known:
-        fields["out_channels"] = fields["out_channels"] or None
-    if isinstance(section, C.HDiTConfig):
-        fields = _hourglass(section, fields)
-    policy = config.runtime.remat_policy
+    takes = ", ".join(sorted(section.accepts)) or "nothing beside the noise level"
+    for name, (wanted, source) in asked.items():
+        require(
+            not wanted or name in section.accepts,
+            f"network.kind {section.kind!r} takes no {source}; it takes {takes}",
+        )
+    recomputes, policy = getattr(section, "remat", None), config.runtime.remat_policy
     require(
-        policy == "full" or bool(fields.get("remat")),
-        f"runtime.remat_policy {policy!r} is for networks that recompute: add --network.remat"
-        if "remat" in fields
-        else f"runtime.remat_policy {policy!r}: network.kind {section.kind!r} does not recompute; use full",
+        policy == "full" or bool(recomputes),
+        f"runtime.remat_policy {policy!r}: network.kind {section.kind!r} does not recompute; use full"
+        if recomputes is None
+        else f"runtime.remat_policy {policy!r} is for networks that recompute: add --network.remat",
     )
-    if fields.get("remat"):
-        fields["remat"] = policy
-    fields |= {"dtype": jnp.dtype(config.runtime.dtype)}
-    if "channels" in known:
-        fields["channels"] = spec.shape[-1]
-    if "size" in known:  # learned positions, one for each patch and token
-        fields |= {"size": spec.shape[:2], "tokens": shapes["tokens"][0] if told["token_width"][0] else 0}
-    if {"height", "width"} <= known:
-        fields |= {"height": spec.shape[0], "width": spec.shape[1]}
-    return cls(**fields)
 
 
-def _hourglass(section: C.HDiTConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    """HDiT's levels from its lists of one entry per level."""
-    lists = (section.widths, section.depths, section.attentions)
-    require(
-        len({len(values) for values in lists}) == 1,
-        f"network.widths, depths and attentions need one entry per level, got {', '.join(map(str, lists))}",
+def _inputs(config: C.Config, spec: data.DataSpec) -> networks.Inputs:
+    """What the data and the run decide about the network."""
+    shapes = {name: shape for name, shape in spec.inputs if name in config.data.inputs}
+    return networks.Inputs(
+        channels=spec.shape[-1],
+        out_channels=2 * spec.shape[-1] if config.loss.learned_range else None,
+        num_classes=spec.num_classes if config.data.condition == "label" else 0,
+        context=spec.num_classes if config.data.condition == "context" else 0,
+        vector=shapes["vector"][-1] if "vector" in shapes else 0,
+        tokens=shapes["tokens"][0] if "tokens" in shapes else 0,
+        token_width=shapes["tokens"][-1] if "tokens" in shapes else 0,
+        image=shapes["image"][-1] if "image" in shapes else 0,
+        augment=LABELS if config.loss.augment else 0,
+        size=spec.shape[:-1],
+        dtype=jnp.dtype(config.runtime.dtype),
+        remat_policy=config.runtime.remat_policy,
     )
-    levels = tuple(
-        networks.Level(depth, width, attention, reach=section.reach, head_dim=section.head_dim, dropout=section.dropout)
-        for width, depth, attention in zip(*lists, strict=True)
-    )
-    used = ("widths", "depths", "attentions", "reach", "head_dim", "dropout")
-    return {name: value for name, value in fields.items() if name not in used} | {"levels": levels}
-
-
-def conv_network(config: C.NetworkConfig) -> bool:
-    """Whether the network consists of convolutions (else of matrix products)."""
-    return config.convolutional
 
 
 def model(config: C.Config, spec: data.DataSpec) -> Model:
@@ -163,7 +121,8 @@ def model(config: C.Config, spec: data.DataSpec) -> Model:
         "store them as cond_NAME in the npz file",
     )
     null |= data.null_inputs([(name, shapes[name]) for name in config.data.inputs])
-    module = _module(config, spec)
+    _require_fit(config, spec)
+    module = networks.NETWORKS[type(config.network)](config.network, _inputs(config, spec))
     trained = networks.as_network(module, attention=config.runtime.attention)
     network = bind(_first_half, trained) if config.loss.learned_range else trained
     uncertainty = None
@@ -206,8 +165,8 @@ def init_params(built: Model, key: jax.Array) -> Params:
 
 
 def projection(config: C.Config) -> Callable[[Params], Params] | None:
-    """What brings the parameters back after every update: EDM2's forced weight normalisation, or None."""
-    return networks.normalize_weights if isinstance(config.network, C.EDM2Config) else None
+    """What brings the parameters back after every update, such as EDM2's forced weight normalization, or None."""
+    return config.network.project
 
 
 def param_shapes(built: Model) -> Params:

@@ -30,7 +30,8 @@ import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, conv, linear, linear_of_conv, reordered, same
-from jaxdiff.networks.adm import ADM
+from jaxdiff.networks.adm import ADM, ADMConfig
+from jaxdiff.networks.inputs import Inputs
 from jaxdiff.typing import Params
 
 __all__ = ["entries", "module_from"]
@@ -70,19 +71,23 @@ def module_from(
     if shape["middle_block.0.emb_layers.1.weight"][0] != 2 * widths[-1]:
         raise WeightsError("the embedding of these weights only shifts; ADM needs use_scale_shift_norm")
     return ADM(
-        dim=dim,
-        dim_mults=tuple(w // dim if w % dim == 0 else w / dim for w in widths),
-        blocks=per_level - 1,
-        attention_levels=tuple(level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in shape),
-        channels=shape["input_blocks.0.0.weight"][1] - image_channels,
-        out_channels=shape["out.2.weight"][0],
-        image_channels=image_channels,
-        num_classes=shape["label_emb.weight"][0] if "label_emb.weight" in shape else 0,
-        dropout=dropout,
-        head_dim=head_dim,
-        heads=heads,
-        resample="conv" if any(name.endswith(".0.op.weight") for name in shape) else "block",
-        group_channels=1,
+        ADMConfig(
+            dim=dim,
+            dim_mults=tuple(w // dim if w % dim == 0 else w / dim for w in widths),
+            blocks=per_level - 1,
+            attention_levels=tuple(level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in shape),
+            dropout=dropout,
+            head_dim=head_dim,
+            heads=heads,
+            resample="conv" if any(name.endswith(".0.op.weight") for name in shape) else "block",
+            group_channels=1,
+        ),
+        Inputs(
+            channels=shape["input_blocks.0.0.weight"][1] - image_channels,
+            out_channels=shape["out.2.weight"][0],
+            image=image_channels,
+            num_classes=shape["label_emb.weight"][0] if "label_emb.weight" in shape else 0,
+        ),
     )
 
 
@@ -117,13 +122,13 @@ def _block(
 
 def _order(module: ADM, width: int) -> np.ndarray:
     """Place, in the older published order, of every output of our queries, keys and values."""
-    heads = module.heads if module.heads is not None else width // module.head_dim
+    heads = module.config.heads if module.config.heads is not None else width // module.config.head_dim
     return np.arange(3 * width).reshape(heads, 3, -1).transpose(1, 0, 2).ravel()
 
 
 def _places(module: ADM) -> dict[str, tuple[str, str]]:
     """Our blocks -> (theirs, the attention behind it)."""
-    levels, blocks = len(module.widths), module.blocks
+    levels, blocks = len(module.config.widths), module.config.blocks
     places = {"middle_block0": ("middle_block.0", "middle_block.1"), "middle_block1": ("middle_block.2", "")}
     for level in range(levels):
         first = 1 + level * (blocks + 1)
@@ -135,7 +140,7 @@ def _places(module: ADM) -> dict[str, tuple[str, str]]:
         for i in range(blocks + 1):
             places[f"dec{level}_block{i}"] = (f"output_blocks.{first + i}.0", f"output_blocks.{first + i}.1")
         if level > 0:
-            behind = 2 if level in module.attention_levels else 1
+            behind = 2 if level in module.config.attention_levels else 1
             places[f"up{level - 1}"] = (f"output_blocks.{first + blocks}.{behind}", "")
     return places
 
@@ -154,16 +159,16 @@ def entries(module: ADM, shapes: Params, *, new_order: bool = False) -> dict[str
     Raises:
         WeightsError: the network has augmentation labels, which these do not know.
     """
-    if module.augment_dim:
-        raise WeightsError("guided-diffusion has no augmentation labels; build the network with augment_dim=0")
+    if module.inputs.augment:
+        raise WeightsError("guided-diffusion has no augmentation labels; build the network with augment=0")
     leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
     flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     found = _layer("stem", "input_blocks.0.0") | _layer("head", "out.2") | _norm("head_norm", "out.0")
     found |= _layer("embed_in", "time_embed.0", linear) | _layer("embed_out", "time_embed.2", linear)
-    if module.num_classes:
+    if module.inputs.num_classes:
         found["label/table"] = same("label_emb.weight")
     for ours, (theirs, attention) in _places(module).items():
-        if module.resample == "conv" and ours.startswith(("down", "up")):
+        if module.config.resample == "conv" and ours.startswith(("down", "up")):
             found |= _layer(ours, f"{theirs}.op" if ours.startswith("down") else f"{theirs}.conv")
             continue
         qkv = flat.get(f"{ours}/self_attention/qkv/kernel")

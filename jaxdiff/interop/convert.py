@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxdiff import config as C
 from jaxdiff import data, factory
-from jaxdiff.factory.networks import NETWORKS
 from jaxdiff.interop.families import FAMILIES, Hints, Loaded, load, shapes_of
 from jaxdiff.interop.files import write_tensors
 from jaxdiff.interop.weights import WeightsError, export_params
@@ -92,37 +91,28 @@ def export(folder: pathlib.Path, path: pathlib.Path, *, kind: str, weights: str 
     return f"{path}: {len(tensors)} tensors"
 
 
-def _plain(module: Any) -> dict[str, Any]:
-    """Fields that decide what a network computes."""
-    left_out = ("parent", "name", "dtype", "dropout", "remat", "scan")
-    fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in left_out}
-    return fields | {"out_channels": fields.get("out_channels") or fields["channels"]}
+def _plain(module: Any) -> tuple[Any, ...]:
+    """What decides what a network computes; its size and its number of tokens are those of the examples."""
+    config, inputs = module.config, module.inputs
+    told = (inputs.num_classes, inputs.context, inputs.vector, inputs.token_width, inputs.image, inputs.augment)
+    return config, inputs.channels, inputs.outputs, *told
 
 
 def _config(
     loaded: Loaded, kind: str, name: str, source: pathlib.Path, given: dict[str, Any]
 ) -> tuple[C.Config, data.DataSpec]:
-    module: Any = loaded.module
-    section = next(section for section, network in NETWORKS.items() if network is type(module))
-    fields = {
-        f.name: getattr(module, f.name) for f in dataclasses.fields(section) if f.name != "kind" and f.name != "scan"
-    }
-    latent = FAMILIES[kind].latent or module.channels > 3
-    inputs = []
-    if getattr(module, "token_width", 0):
-        inputs.append(("tokens", (TOKENS, module.token_width)))
-    if getattr(module, "vector_size", 0):
-        inputs.append(("vector", (module.vector_size,)))
-    if getattr(module, "image_channels", 0):
-        inputs.append(("image", (*loaded.size, module.image_channels)))
+    network, told = loaded.module.config, loaded.module.inputs
+    latent = FAMILIES[kind].latent or told.channels > 3
+    found = {"tokens": (TOKENS, told.token_width), "vector": (told.vector,), "image": (*loaded.size, told.image)}
+    inputs = [(name, shape) for name, shape in found.items() if shape[-1]]
     spec = data.DataSpec(
         kind="array" if latent else "image",
-        shape=(*loaded.size, module.channels),
-        num_classes=getattr(module, "num_classes", 0),
+        shape=(*loaded.size, told.channels),
+        num_classes=told.num_classes,
         inputs=tuple(inputs),
     )
-    sections = FAMILIES[kind].defaults(module) | (_scheduler(source) if kind == "diffusers" else {}) | given
-    if getattr(module, "augment_dim", 0):
+    sections = FAMILIES[kind].defaults(loaded.module) | (_scheduler(source) if kind == "diffusers" else {}) | given
+    if told.augment:
         sections["loss"] = dataclasses.replace(sections["loss"], augment=0.12)
     config = C.Config(
         name=name,
@@ -133,7 +123,7 @@ def _config(
             shape=spec.shape,
             classes=spec.num_classes,
         ),
-        network=section(**fields),
+        network=network,
         **sections,
     )
     return config, spec

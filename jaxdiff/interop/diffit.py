@@ -28,7 +28,8 @@ import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, linear, patches, same
 from jaxdiff.networks.blocks.tmsa import relative_bias
-from jaxdiff.networks.diffit import DiffiT
+from jaxdiff.networks.diffit import DiffiT, DiffiTConfig
+from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.layers.embeddings import grid_positions
 from jaxdiff.typing import Params
 
@@ -79,13 +80,13 @@ def entries(module: DiffiT, shapes: Params) -> dict[str, Entry]:
         Path -> entry.
 
     Raises:
-        ValueError: ``module.scan``.
+        ValueError: ``module.config.scan``.
     """
-    if module.scan:
+    if module.config.scan:
         raise ValueError("weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)")
     leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    found = ((path, _entry(path, module.patch)) for path in paths)
+    found = ((path, _entry(path, module.config.patch)) for path in paths)
     return {path: entry for path, entry in found if entry is not None}
 
 
@@ -117,14 +118,18 @@ def module_from(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | N
     blocks = {match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
     labels = tensors.get("y_embedder.embedding_table.weight")
     module = DiffiT(
-        width=width,
-        depth=len(blocks),
-        heads=tensors["blocks.0.attn.relative_position_bias_table"].shape[1],
-        patch=patch,
-        mlp_ratio=tensors["blocks.0.mlp.fc1.weight"].shape[0] // width,
-        channels=channels,
-        out_channels=tensors[needed[2]].shape[0] // patch**2,
-        num_classes=0 if labels is None else labels.shape[0] - 1,
+        DiffiTConfig(
+            width=width,
+            depth=len(blocks),
+            heads=tensors["blocks.0.attn.relative_position_bias_table"].shape[1],
+            patch=patch,
+            mlp_ratio=tensors["blocks.0.mlp.fc1.weight"].shape[0] // width,
+        ),
+        Inputs(
+            channels=channels,
+            out_channels=tensors[needed[2]].shape[0] // patch**2,
+            num_classes=0 if labels is None else labels.shape[0] - 1,
+        ),
     )
     side = latent_size(tensors)
     for name, ours in frozen_tensors(module, (side, side)).items():
@@ -141,9 +146,11 @@ def frozen_tensors(module: DiffiT, size: tuple[int, int]) -> dict[str, np.ndarra
         module: the network.
         size: (height, width) of its latents.
     """
-    rows, columns = size[0] // module.patch, size[1] // module.patch
+    rows, columns = size[0] // module.config.patch, size[1] // module.config.patch
     offsets = (2 * rows - 1) * (2 * columns - 1)
     places = relative_bias(jnp.arange(offsets, dtype=jnp.float32)[None, :, None], rows, columns)
     index = np.asarray(places)[0, 0].astype(np.int64)
-    positions = np.asarray(grid_positions(rows, columns, module.width))[None]
-    return {"pos_embed": positions} | {f"blocks.{i}.attn.relative_position_index": index for i in range(module.depth)}
+    positions = np.asarray(grid_positions(rows, columns, module.config.width))[None]
+    return {"pos_embed": positions} | {
+        f"blocks.{i}.attn.relative_position_index": index for i in range(module.config.depth)
+    }

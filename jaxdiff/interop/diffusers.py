@@ -122,7 +122,7 @@ def entries(module: Network, shapes: Params) -> dict[str, Entry]:
     crossed = isinstance(module, UNet2DCondition)
     places = (*PLACES, ("norm", "norm" if crossed else "group_norm"), ("out", "to_out.0"))
     as_conv = {"shortcut", "quant_out", "quant_in"}
-    if crossed and not module.linear_projection:
+    if crossed and not module.config.linear_projection:
         as_conv |= {"proj_in", "proj_out"}
     found = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
@@ -187,7 +187,8 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Ne
 def shapes_of(module: Network) -> Params:
     """Shapes of the parameters, from the smallest input."""
     size = module.size_factor
-    return param_shapes(module, (1, size, size, module.channels))
+    channels = module.channels if isinstance(module, AutoencoderKL) else module.inputs.channels
+    return param_shapes(module, (1, size, size, channels))
 
 
 def read_model(folder: str | pathlib.Path) -> tuple[Network, Params]:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdiff.interop.weights import WeightsError
-from jaxdiff.networks.unet2d import UNet2D
-from jaxdiff.networks.unet2d_condition import UNet2DCondition
+from jaxdiff.networks.inputs import Inputs
+from jaxdiff.networks.unet2d import UNet2D, UNet2DConfig
+from jaxdiff.networks.unet2d_condition import UNet2DCondition, UNet2DConditionConfig
 from jaxdiff.networks.vae import AutoencoderKL
 
 __all__ = ["config_of", "module_from_config"]
@@ -132,7 +133,6 @@ def _sinusoid(options: Options) -> dict[str, Any]:
         "dropout": float(options.take("dropout", 0.0)),
         "groups": options.whole("norm_num_groups", 32),
         "epsilon": float(options.take("norm_eps", 1e-5)),
-        "num_classes": options.classes(),
     }
 
 
@@ -146,21 +146,26 @@ def _unet(options: Options) -> UNet2D:
     channels, out_channels = options.whole("in_channels", 3), options.whole("out_channels", 3)
     options.skip("num_train_timesteps")  # only for the embedding "learned"
     return UNet2D(
-        channels=channels,
-        out_channels=None if out_channels == channels else out_channels,
-        widths=widths,
-        blocks=options.whole("layers_per_block", 2),
-        down=_kinds("UNet2DModel", down, DOWN | {"AttnDownBlock2D": f"{leave_down}_attention"}),
-        up=_kinds("UNet2DModel", up, UP | {"AttnUpBlock2D": f"{leave_up}_attention"}),
-        middle=options.one_of("mid_block_type", "UNetMidBlock2D", {"UNetMidBlock2D": True, None: False}),
-        middle_attention=options.one_of("add_attention", True, {True: True, False: False}),
-        middle_groups=options.take("attn_norm_num_groups", None),
-        head_dim=options.take("attention_head_dim", 8),
-        modulation=options.one_of(
-            "resnet_time_scale_shift", "default", {"default": "add", "scale_shift": "scale_shift"}
+        UNet2DConfig(
+            widths=widths,
+            blocks=options.whole("layers_per_block", 2),
+            down=_kinds("UNet2DModel", down, DOWN | {"AttnDownBlock2D": f"{leave_down}_attention"}),
+            up=_kinds("UNet2DModel", up, UP | {"AttnUpBlock2D": f"{leave_up}_attention"}),
+            middle=options.one_of("mid_block_type", "UNetMidBlock2D", {"UNetMidBlock2D": True, None: False}),
+            middle_attention=options.one_of("add_attention", True, {True: True, False: False}),
+            middle_groups=options.take("attn_norm_num_groups", None),
+            head_dim=options.take("attention_head_dim", 8),
+            modulation=options.one_of(
+                "resnet_time_scale_shift", "default", {"default": "add", "scale_shift": "scale_shift"}
+            ),
+            embedding_dim=options.take("time_embedding_dim", None),
+            **common,
         ),
-        embedding_dim=options.take("time_embedding_dim", None),
-        **common,
+        Inputs(
+            channels=channels,
+            out_channels=None if out_channels == channels else out_channels,
+            num_classes=options.classes(),
+        ),
     )
 
 
@@ -193,22 +198,26 @@ def _unet_condition(options: Options) -> UNet2DCondition:
     size = options.take("projection_class_embeddings_input_dim", None)
     vector = options.one_of("addition_embed_type", None, {None: False, "text_time": True})
     return UNet2DCondition(
-        # More channels in than out: the rest is an image beside the latents.
-        channels=min(channels, out_channels),
-        out_channels=None if out_channels <= channels else out_channels,
-        image_channels=max(channels - out_channels, 0),
-        widths=widths,
-        blocks=options.equal("layers_per_block", 2, levels),
-        attends=attends,
-        heads=options.per_level("attention_head_dim", 8, levels),
-        depths=options.per_level("transformer_layers_per_block", 1, levels),
-        token_width=options.equal("cross_attention_dim", 1280, levels),
-        vector_size=size if vector else 0,
-        middle=options.one_of(
-            "mid_block_type", "UNetMidBlock2DCrossAttn", {"UNetMidBlock2DCrossAttn": True, None: False}
+        UNet2DConditionConfig(
+            widths=widths,
+            blocks=options.equal("layers_per_block", 2, levels),
+            attends=attends,
+            heads=options.per_level("attention_head_dim", 8, levels),
+            depths=options.per_level("transformer_layers_per_block", 1, levels),
+            middle=options.one_of(
+                "mid_block_type", "UNetMidBlock2DCrossAttn", {"UNetMidBlock2DCrossAttn": True, None: False}
+            ),
+            linear_projection=options.one_of("use_linear_projection", False, {True: True, False: False}),
+            **common,
         ),
-        linear_projection=options.one_of("use_linear_projection", False, {True: True, False: False}),
-        **common,
+        Inputs(
+            channels=min(channels, out_channels),
+            out_channels=None if out_channels <= channels else out_channels,
+            image=max(channels - out_channels, 0),
+            token_width=options.equal("cross_attention_dim", 1280, levels),
+            vector=size if vector else 0,
+            num_classes=options.classes(),
+        ),
     )
 
 
@@ -252,19 +261,19 @@ def config_of(module: UNet2D | UNet2DCondition | AutoencoderKL) -> dict[str, Any
 
 
 def _config_of_common(module: UNet2D | UNet2DCondition) -> dict[str, Any]:
-    if module.time_scale != 1.0:
-        raise WeightsError(f"diffusers tells its networks steps: time_scale must be 1, got {module.time_scale}")
+    if module.config.time_scale != 1.0:
+        raise WeightsError(f"diffusers tells its networks steps: time_scale must be 1, got {module.config.time_scale}")
     return {
-        "flip_sin_to_cos": module.cosine_first,
-        "freq_shift": int(module.endpoint),
-        "downsample_padding": 0 if module.padding == (0, 1) else 1,
-        "dropout": module.dropout,
-        "norm_num_groups": module.groups,
-        "norm_eps": module.epsilon,
-        "num_class_embeds": module.num_classes + 1 if module.num_classes else None,
-        "block_out_channels": list(module.widths),
-        "layers_per_block": module.blocks,
-        "out_channels": module.out_channels or module.channels,
+        "flip_sin_to_cos": module.config.cosine_first,
+        "freq_shift": int(module.config.endpoint),
+        "downsample_padding": 0 if module.config.padding == (0, 1) else 1,
+        "dropout": module.config.dropout,
+        "norm_num_groups": module.config.groups,
+        "norm_eps": module.config.epsilon,
+        "num_class_embeds": module.inputs.num_classes + 1 if module.inputs.num_classes else None,
+        "block_out_channels": list(module.config.widths),
+        "layers_per_block": module.config.blocks,
+        "out_channels": module.inputs.outputs,
     }
 
 
@@ -281,45 +290,45 @@ def _blocks_of(direction: str, kinds: Sequence[str], plain: Mapping[str, str]) -
 
 
 def _config_of_unet(module: UNet2D) -> dict[str, Any]:
-    down, downsample = _blocks_of("down", module.down, DOWN)
-    up, upsample = _blocks_of("up", module.up, UP)
+    down, downsample = _blocks_of("down", module.config.down, DOWN)
+    up, upsample = _blocks_of("up", module.config.up, UP)
     return _config_of_common(module) | {
         "_class_name": "UNet2DModel",
-        "in_channels": module.channels,
+        "in_channels": module.inputs.channels,
         "down_block_types": down,
         "up_block_types": up,
         "downsample_type": downsample,
         "upsample_type": upsample,
-        "mid_block_type": "UNetMidBlock2D" if module.middle else None,
-        "add_attention": module.middle_attention,
-        "attn_norm_num_groups": module.middle_groups,
-        "attention_head_dim": module.head_dim,
-        "resnet_time_scale_shift": "default" if module.modulation == "add" else "scale_shift",
-        "time_embedding_dim": module.embedding_dim,
+        "mid_block_type": "UNetMidBlock2D" if module.config.middle else None,
+        "add_attention": module.config.middle_attention,
+        "attn_norm_num_groups": module.config.middle_groups,
+        "attention_head_dim": module.config.head_dim,
+        "resnet_time_scale_shift": "default" if module.config.modulation == "add" else "scale_shift",
+        "time_embedding_dim": module.config.embedding_dim,
     }
 
 
 def _config_of_condition(module: UNet2DCondition) -> dict[str, Any]:
     vector = {}
-    if module.vector_size:
+    if module.inputs.vector:
         vector = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": module.vector_size,
+            "projection_class_embeddings_input_dim": module.inputs.vector,
         }
     return (
         _config_of_common(module)
         | vector
         | {
             "_class_name": "UNet2DConditionModel",
-            "in_channels": module.channels + module.image_channels,
-            "down_block_types": [("CrossAttn" if a else "") + "DownBlock2D" for a in module.attends],
-            "up_block_types": [("CrossAttn" if a else "") + "UpBlock2D" for a in module.attends[::-1]],
-            "attention_head_dim": list(module.heads),
-            "transformer_layers_per_block": list(module.depths),
-            "cross_attention_dim": module.token_width,
-            "mid_block_type": "UNetMidBlock2DCrossAttn" if module.middle else None,
-            "use_linear_projection": module.linear_projection,
+            "in_channels": module.inputs.channels + module.inputs.image,
+            "down_block_types": [("CrossAttn" if a else "") + "DownBlock2D" for a in module.config.attends],
+            "up_block_types": [("CrossAttn" if a else "") + "UpBlock2D" for a in module.config.attends[::-1]],
+            "attention_head_dim": list(module.config.heads),
+            "transformer_layers_per_block": list(module.config.depths),
+            "cross_attention_dim": module.inputs.token_width,
+            "mid_block_type": "UNetMidBlock2DCrossAttn" if module.config.middle else None,
+            "use_linear_projection": module.config.linear_projection,
         }
     )
 

@@ -29,7 +29,8 @@ import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, patches, same
-from jaxdiff.networks.dit import SIZES, DiT
+from jaxdiff.networks.dit import SIZES, DiT, DiTConfig
+from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.layers.embeddings import grid_positions
 from jaxdiff.typing import Params
 
@@ -116,9 +117,9 @@ def entries(module: DiT, shapes: Params, *, layout: Layout = "dit") -> dict[str,
         Path -> entry; a parameter that published networks do not have has none.
 
     Raises:
-        ValueError: ``module.scan``.
+        ValueError: ``module.config.scan``.
     """
-    if module.scan:
+    if module.config.scan:
         raise ValueError("weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)")
     leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -141,9 +142,9 @@ def _entry(path: str, module: DiT, layout: Layout) -> Entry | None:
         return None
     stem = _OUTSIDE[layout][layer]
     if path == "patches/kernel":
-        return patches(f"{stem}.weight", module.patch)
+        return patches(f"{stem}.weight", module.config.patch)
     if layout == "diffusers" and not stem.startswith(("pos_embed", "proj_out")):
-        names = [f"transformer_blocks.{i}.norm1.emb.{stem}.{suffix}" for i in range(module.depth)]
+        names = [f"transformer_blocks.{i}.norm1.emb.{stem}.{suffix}" for i in range(module.config.depth)]
         return _copies(make(names[0]), names)
     return make(f"{stem}.{suffix}")
 
@@ -179,16 +180,20 @@ def module_from(
     inner = tensors[f"{_BLOCKS[layout]}.0.{_INSIDE[layout]['mlp_in']}.weight"].shape[0]
     blocks = {m[1] for name in tensors if (m := re.match(rf"{_BLOCKS[layout]}\.(\d+)\.", name))}
     return DiT(
-        patch=patch,
-        width=width,
-        depth=len(blocks),
-        heads=heads,
-        mlp_ratio=inner // width,
-        channels=channels,
-        out_channels=tensors[f"{stem['head/linear']}.weight"].shape[0] // patch**2,
-        num_classes=tensors[f"{stem['label_table']}.weight"].shape[0] - 1,
-        time_endpoint=layout == "diffusers",
-        **settings,
+        DiTConfig(
+            patch=patch,
+            width=width,
+            depth=len(blocks),
+            heads=heads,
+            mlp_ratio=inner // width,
+            time_endpoint=layout == "diffusers",
+            **settings,
+        ),
+        Inputs(
+            channels=channels,
+            out_channels=tensors[f"{stem['head/linear']}.weight"].shape[0] // patch**2,
+            num_classes=tensors[f"{stem['label_table']}.weight"].shape[0] - 1,
+        ),
     )
 
 
@@ -240,5 +245,5 @@ def frozen_tensors(module: DiT, size: tuple[int, int]) -> dict[str, np.ndarray]:
         module: the network.
         size: (height, width) of its images or latents.
     """
-    rows, columns = size[0] // module.patch, size[1] // module.patch
-    return {"pos_embed": np.asarray(grid_positions(rows, columns, module.width))[None]}
+    rows, columns = size[0] // module.config.patch, size[1] // module.config.patch
+    return {"pos_embed": np.asarray(grid_positions(rows, columns, module.config.width))[None]}

@@ -32,8 +32,9 @@ import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, conv, linear, linear_of_conv, reordered, same
-from jaxdiff.networks.adm import ADM
-from jaxdiff.networks.ddpmpp import DDPMpp
+from jaxdiff.networks.adm import ADM, ADMConfig
+from jaxdiff.networks.ddpmpp import DDPMpp, DDPMppConfig
+from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.layers.resample import BOX, FIR
 from jaxdiff.typing import Params
 
@@ -81,26 +82,29 @@ def module_from(tensors: Mapping[str, np.ndarray], *, image_channels: int = 0, d
     shape = {name.removeprefix(prefix): value.shape for name, value in tensors.items()}
     blocks = [f"enc.{r}x{r}_block0" for r in sizes]
     widths = [shape[f"{block}.conv0.weight"][0] for block in blocks]
-    width, inputs = shape[f"enc.{sizes[0]}x{sizes[0]}_conv.weight"][:2]
+    width, channels = shape[f"enc.{sizes[0]}x{sizes[0]}_conv.weight"][:2]
     waves = shape["map_layer0.weight"][1]
     song = f"dec.{sizes[0]}x{sizes[0]}_aux_conv.weight" in shape
     dim = width if song else waves
-    common = (
-        dim,
-        tuple(w // dim for w in widths),
-        sum(re.fullmatch(rf"enc\.{sizes[0]}x.*_block\d+\.conv0\.weight", name) is not None for name in shape),
-        tuple(level for level, block in enumerate(blocks) if f"{block}.qkv.weight" in shape),
-        inputs - image_channels,
-        shape[f"dec.{sizes[0]}x{sizes[0]}_aux_conv.weight" if song else "out_conv.weight"][0],
-        image_channels,
-        shape["map_label.weight"][1] if "map_label.weight" in shape else 0,
-        shape["map_augment.weight"][1] if "map_augment.weight" in shape else 0,
+    mults = tuple(w // dim for w in widths)
+    count = sum(re.fullmatch(rf"enc\.{sizes[0]}x.*_block\d+\.conv0\.weight", name) is not None for name in shape)
+    attends = tuple(level for level, block in enumerate(blocks) if f"{block}.qkv.weight" in shape)
+    told = Inputs(
+        channels=channels - image_channels,
+        out_channels=shape[f"dec.{sizes[0]}x{sizes[0]}_aux_conv.weight" if song else "out_conv.weight"][0],
+        image=image_channels,
+        num_classes=shape["map_label.weight"][1] if "map_label.weight" in shape else 0,
+        augment=shape["map_augment.weight"][1] if "map_augment.weight" in shape else 0,
     )
     if not song:
-        return ADM(*common, dropout=dropout)
+        config = ADMConfig(dim=dim, dim_mults=mults, blocks=count, attention_levels=attends, dropout=dropout)
+        return ADM(config, told)
     filters = {s[-1] for name, s in shape.items() if name.endswith("resample_filter")}
-    return DDPMpp(
-        *common,
+    config = DDPMppConfig(
+        dim=dim,
+        dim_mults=mults,
+        blocks=count,
+        attention_levels=attends,
         dropout=dropout,
         embedding="fourier" if "map_noise.freqs" in shape else "positional",
         embedding_mult=waves // dim,
@@ -108,6 +112,7 @@ def module_from(tensors: Mapping[str, np.ndarray], *, image_channels: int = 0, d
         taps=FIR if filters == {4} else BOX,
         adaptive_scale=shape[f"{blocks[0]}.affine.weight"][0] == 2 * widths[0],
     )
+    return DDPMpp(config, told)
 
 
 def _block(module: DDPMpp | ADM, ours: str, theirs: str, flat: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Entry]:
@@ -123,8 +128,11 @@ def _block(module: DDPMpp | ADM, ours: str, theirs: str, flat: Mapping[str, jax.
     qkv = f"{ours}/self_attention/qkv"
     if f"{qkv}/kernel" in flat:
         width = flat[f"{qkv}/kernel"].shape[0]
-        split = isinstance(module, ADM) and module.heads is None
-        heads = width // module.head_dim if split else module.heads
+        config = module.config
+        if isinstance(config, ADMConfig) and config.heads is None:
+            heads = width // config.head_dim
+        else:
+            heads = config.heads
         order = np.arange(3 * width).reshape(heads, -1, 3).transpose(2, 0, 1).ravel()
         found[f"{qkv}/kernel"] = reordered(linear_of_conv(f"{theirs}.qkv.weight"), order)
         found[f"{qkv}/bias"] = reordered(same(f"{theirs}.qkv.bias"), order)
@@ -137,12 +145,12 @@ def _block(module: DDPMpp | ADM, ours: str, theirs: str, flat: Mapping[str, jax.
 
 def _blocks(module: DDPMpp | ADM, resolution: int) -> dict[str, str]:
     """Our blocks -> theirs."""
-    levels = [f"{resolution >> level}x{resolution >> level}" for level in range(len(module.dim_mults))]
+    levels = [f"{resolution >> level}x{resolution >> level}" for level in range(len(module.config.dim_mults))]
     last = levels[-1]
     names = {"middle_block0": f"dec.{last}_in0", "middle_block1": f"dec.{last}_in1"}
     for level, size in enumerate(levels):
-        names |= {f"enc{level}_block{i}": f"enc.{size}_block{i}" for i in range(module.blocks)}
-        names |= {f"dec{level}_block{i}": f"dec.{size}_block{i}" for i in range(module.blocks + 1)}
+        names |= {f"enc{level}_block{i}": f"enc.{size}_block{i}" for i in range(module.config.blocks)}
+        names |= {f"dec{level}_block{i}": f"dec.{size}_block{i}" for i in range(module.config.blocks + 1)}
         if level > 0:
             names[f"down{level}"] = f"enc.{size}_down"
         if size != last:
@@ -151,7 +159,7 @@ def _blocks(module: DDPMpp | ADM, resolution: int) -> dict[str, str]:
 
 
 def _check(module: DDPMpp | ADM) -> None:
-    plain = module.attention == "self" if isinstance(module, DDPMpp) else module.resample == "block"
+    plain = module.config.attention == "self" if isinstance(module, DDPMpp) else module.config.resample == "block"
     if not plain:
         raise WeightsError("EDM publishes no network with time-dependent attention or without resampling blocks")
 
@@ -181,7 +189,7 @@ def entries(module: DDPMpp | ADM, shapes: Params, *, resolution: int, prefix: st
         "head_norm/bias": same(f"{prefix}{ends[0]}.bias"),
     }
     layers = {"stem": f"enc.{size}_conv", "head": ends[1]}
-    for level in range(1, len(module.dim_mults)):
+    for level in range(1, len(module.config.dim_mults)):
         layers[f"down{level}_residual"] = f"enc.{resolution >> level}x{resolution >> level}_aux_residual"
     linears = {"embed_in": "map_layer0", "embed_out": "map_layer1", "augment": "map_augment"}
     for ours, theirs in (layers | linears).items():
@@ -211,12 +219,12 @@ def fixed_tensors(module: DDPMpp | ADM, *, resolution: int, prefix: str = "") ->
     Returns:
         Name -> filter of the resampling, (1, 1, taps, taps) float32.
     """
-    taps = np.asarray(module.taps if isinstance(module, DDPMpp) else BOX, np.float32)
+    taps = np.asarray(module.config.taps if isinstance(module, DDPMpp) else BOX, np.float32)
     kernel = (np.outer(taps, taps) / np.square(taps.sum()))[None, None]
     found = {}
     for ours, theirs in _blocks(module, resolution).items():
         if ours.startswith(("down", "up")):
             found |= {f"{prefix}{theirs}.{layer}.resample_filter": kernel for layer in ("conv0", "skip")}
-        if ours.startswith("down") and isinstance(module, DDPMpp) and module.encoder == "residual":
+        if ours.startswith("down") and isinstance(module, DDPMpp) and module.config.encoder == "residual":
             found[f"{prefix}{theirs.removesuffix('down')}aux_residual.resample_filter"] = kernel
     return found

@@ -27,7 +27,8 @@ import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, Tensors, WeightsError, conv, linear, linear_of_conv, reordered, same
-from jaxdiff.networks.edm2 import EDM2, Uncertainty
+from jaxdiff.networks.edm2 import EDM2, EDM2Config, Uncertainty
+from jaxdiff.networks.inputs import Inputs
 from jaxdiff.typing import Params
 
 __all__ = ["entries", "module_from", "resolution_from", "uncertainty_from"]
@@ -92,7 +93,7 @@ def entries(module: EDM2 | Uncertainty, shapes: Params, *, resolution: int = 64)
         "head/mp_kernel": conv("unet.out_conv.weight"),
         "head/gain": same("unet.out_gain"),
     }
-    if not module.num_classes:
+    if not module.inputs.num_classes:
         del table["label/mp_kernel"]
     for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -100,9 +101,9 @@ def entries(module: EDM2 | Uncertainty, shapes: Params, *, resolution: int = 64)
             continue
         block, layer = name.split("/", 1)
         kind, there = LAYERS[layer]
-        entry = kind(f"{_block(block, len(module.dim_mults), resolution)}.{there}")
+        entry = kind(f"{_block(block, len(module.config.dim_mults), resolution)}.{there}")
         if layer.startswith("qkv/"):
-            alternating = np.arange(leaf.shape[-1]).reshape(-1, module.head_dim, 3)
+            alternating = np.arange(leaf.shape[-1]).reshape(-1, module.config.head_dim, 3)
             entry = reordered(entry, np.moveaxis(alternating, -1, 0).ravel())
         table[name] = entry
     return table
@@ -159,14 +160,18 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> ED
     if not widths or any(width % stem[0] for width in widths):
         raise WeightsError(f"the widths of the levels are no multiples of the first one's {stem[0]}: {widths}")
     return EDM2(
-        dim=stem[0],
-        dim_mults=tuple(width // stem[0] for width in widths),
-        blocks=blocks,
-        attention_levels=tuple(attends),
-        channels=stem[1] - 1,
-        out_channels=tensors["unet.out_conv.weight"].shape[0],
-        num_classes=0 if label is None else label.shape[1],
-        **{FIELDS[name]: value for name, value in config.items()},
+        EDM2Config(
+            dim=stem[0],
+            dim_mults=tuple(width // stem[0] for width in widths),
+            blocks=blocks,
+            attention_levels=tuple(attends),
+            **{FIELDS[name]: value for name, value in config.items()},
+        ),
+        Inputs(
+            channels=stem[1] - 1,
+            out_channels=tensors["unet.out_conv.weight"].shape[0],
+            num_classes=0 if label is None else label.shape[1],
+        ),
     )
 
 

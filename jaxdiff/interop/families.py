@@ -72,15 +72,14 @@ class Family(NamedTuple):
 
 def _steps(module: Any, *, kind: str = "linear", guided: bool = True, **sample: Any) -> dict[str, Any]:
     """Sections of a network that predicts eps at the steps of a schedule."""
-    learned = (module.out_channels or module.channels) == 2 * module.channels
+    learned = module.inputs.outputs == 2 * module.inputs.channels
     options: dict[str, Any] = {"sampler": "ddpm", "steps": 250, "grid": "uniform_time", "clip": True}
     options |= {"variance": "learned" if learned else "upper"} | sample
     return {
         "schedule": ScheduleConfig(kind=kind),  # pyright: ignore[reportArgumentType] (callers pass known kinds)
         "parameterization": ParameterizationConfig(kind="eps", sigma_data=0.5),
         "loss": LossConfig(
-            kind="hybrid" if learned else "denoising",
-            cond_dropout=0.1 if guided and getattr(module, "num_classes", 0) else 0.0,
+            kind="hybrid" if learned else "denoising", cond_dropout=0.1 if guided and module.inputs.num_classes else 0.0
         ),
         "sample": SampleConfig(**options),
     }
@@ -89,7 +88,7 @@ def _steps(module: Any, *, kind: str = "linear", guided: bool = True, **sample: 
 def _edm(module: Any, *, steps: int, guided: bool) -> dict[str, Any]:
     return {
         "parameterization": ParameterizationConfig(kind="edm", sigma_data=0.5),
-        "loss": LossConfig(cond_dropout=0.1 if guided and module.num_classes else 0.0),
+        "loss": LossConfig(cond_dropout=0.1 if guided and module.inputs.num_classes else 0.0),
         "sample": SampleConfig(sampler="heun", steps=steps, grid="karras"),
     }
 
@@ -102,7 +101,7 @@ def _lucidrains(module: Any) -> dict[str, Any]:
 def _read_dit(tensors: Tensors, hints: Hints) -> tuple[Module, tuple[int, int] | None, tuple[str, ...]]:
     module = dit.module_from(tensors, hints.config, heads=hints.heads)
     table = next((value for name, value in tensors.items() if name.endswith("pos_embed")), None)
-    side = None if table is None else round(table.shape[-2] ** 0.5) * module.patch
+    side = None if table is None else round(table.shape[-2] ** 0.5) * module.config.patch
     return module, None if side is None else (side, side), dit.IGNORED
 
 
@@ -143,7 +142,7 @@ def _read_diffusers(tensors: Tensors, hints: Hints) -> tuple[Module, tuple[int, 
 
 def _dit_entries(module: Any, shapes: Params, size: tuple[int, int]) -> dict[str, Entry]:
     del size
-    return dit.entries(module, shapes, layout="diffusers" if module.time_endpoint else "dit")
+    return dit.entries(module, shapes, layout="diffusers" if module.config.time_endpoint else "dit")
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -211,8 +210,8 @@ def load(path: pathlib.Path, kind: str, hints: Hints) -> Loaded:
 def shapes_of(module: Any, size: tuple[int, int]) -> Params:
     """Shapes of a network's parameters for examples of this size, conditioning included."""
     cond: dict[str, jax.ShapeDtypeStruct] = {}
-    if getattr(module, "num_classes", 0):
+    if module.inputs.num_classes:
         cond["label"] = jax.ShapeDtypeStruct((1,), jnp.int32)
-    if getattr(module, "token_width", 0):
-        cond["tokens"] = jax.ShapeDtypeStruct((1, 1, module.token_width), jnp.float32)
-    return param_shapes(module, (1, *size, module.channels), cond or None)
+    if module.inputs.token_width:
+        cond["tokens"] = jax.ShapeDtypeStruct((1, 1, module.inputs.token_width), jnp.float32)
+    return param_shapes(module, (1, *size, module.inputs.channels), cond or None)

@@ -17,6 +17,7 @@ HDiT.noise_frequencies, augment_frequencies    time_emb.weight, aug_emb.weight
 Kernels are transposed. The tables ``pos_emb.freqs`` are a formula here.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ import numpy as np
 
 from jaxdiff.interop.weights import Entry, Tensors, WeightsError, linear, same
 from jaxdiff.networks.blocks.grid_attention import rotary_frequencies
-from jaxdiff.networks.hdit import HDiT, Level
+from jaxdiff.networks.hdit import HDiT, Level, from_levels
+from jaxdiff.networks.inputs import Inputs
 from jaxdiff.typing import Params
 
 __all__ = ["buffers", "entries", "module_from"]
@@ -74,14 +76,14 @@ def buffers(module: HDiT) -> dict[str, np.ndarray]:
     Args:
         module: the network; without frequencies of its own those of the fixed draw are written.
     """
-    half = module.mapping_width // 2
+    half = module.config.mapping_width // 2
     tables = {"time_emb.weight": np.asarray(module.noise_table, np.float32).reshape(half, 1)}
-    if module.augment_dim:
-        tables["aug_emb.weight"] = np.asarray(module.augment_table, np.float32).reshape(half, module.augment_dim)
-    for i, level in enumerate(module.levels):
+    if module.inputs.augment:
+        tables["aug_emb.weight"] = np.asarray(module.augment_table, np.float32).reshape(half, module.inputs.augment)
+    for i, level in enumerate(module.config.levels):
         if level.attention == "none":
             continue
-        owners = ["middle"] if i + 1 == len(module.levels) else [f"down{i}", f"up{i}"]
+        owners = ["middle"] if i + 1 == len(module.config.levels) else [f"down{i}", f"up{i}"]
         frequencies = rotary_frequencies(level.width // level.head_dim, level.head_dim)
         for owner in owners:
             for j in range(level.depth):
@@ -197,13 +199,9 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> HD
     blocks = sum(re.fullmatch(r"mapping\.blocks\.\d+\.norm\.scale", name) is not None for name in tensors)
     inner = tensors["mapping.blocks.0.up_proj.weight"].shape[0] // 2 if blocks else 3 * width
     augment = tensors.get("aug_emb.weight")
-    module = HDiT(
-        levels,
-        channels,
-        None if out_channels == channels else out_channels,
+    hourglass = dataclasses.replace(
+        from_levels(levels),
         patch=patch,
-        num_classes=max(len(tensors.get("class_emb.weight", ())) - 1, 0),
-        augment_dim=0 if augment is None else augment.shape[1],
         mapping_depth=blocks,
         mapping_width=width,
         mapping_feed_forward=None if inner == 3 * width else inner,
@@ -211,6 +209,13 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> HD
         noise_frequencies=_numbers(tensors["time_emb.weight"]),
         augment_frequencies=() if augment is None else _numbers(augment),
     )
+    inputs = Inputs(
+        channels=channels,
+        out_channels=None if out_channels == channels else out_channels,
+        num_classes=max(len(tensors.get("class_emb.weight", ())) - 1, 0),
+        augment=0 if augment is None else augment.shape[1],
+    )
+    module = HDiT(hourglass, inputs)
     for name, table in buffers(module).items():
         if name in tensors and not np.allclose(tensors[name], table, rtol=1e-5):
             raise WeightsError(f"{name} is not the published table of frequencies")

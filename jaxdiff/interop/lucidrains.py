@@ -17,6 +17,7 @@ body/{down,up}i_resample                 {downs,ups}.i.3, or .3.1 where it halve
 =======================================  ==================================================================
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -26,8 +27,9 @@ import numpy as np
 
 from jaxdiff.interop.weights import Entry, Tensors, WeightsError, conv, linear, linear_of_conv, reordered, same
 from jaxdiff.networks.blocks.lucidrains_unet import fixed_frequencies
-from jaxdiff.networks.unet import Unet
-from jaxdiff.networks.unet1d import Unet1D
+from jaxdiff.networks.inputs import Inputs
+from jaxdiff.networks.unet import Unet, UnetConfig
+from jaxdiff.networks.unet1d import Unet1D, Unet1DConfig
 from jaxdiff.typing import Params
 
 __all__ = ["buffers", "entries", "module_from", "network_of"]
@@ -74,9 +76,9 @@ def buffers(module: Unet | Unet1D) -> dict[str, np.ndarray]:
 
     ``import_params`` is told to ignore these names, and an exported state dict is completed with them.
     """
-    if module.embedding != "random":
+    if module.config.embedding != "random":
         return {}
-    frequencies = module.frequencies or fixed_frequencies(module.fourier_dim // 2)
+    frequencies = module.config.frequencies or fixed_frequencies(module.config.fourier_dim // 2)
     return {"time_mlp.0.weights": np.asarray(frequencies, np.float32)}
 
 
@@ -103,7 +105,7 @@ def _entry(module: Unet | Unet1D, path: str, shape: tuple[int, ...]) -> Entry:
     axes = 1 if isinstance(module, Unet1D) else 2
     if name == "stem" and leaf == ["kernel"]:
         # There the image to concatenate comes first.
-        order = np.roll(np.arange(module.channels + module.image_channels), -module.image_channels)
+        order = np.roll(np.arange(module.inputs.channels + module.inputs.image), -module.inputs.image)
         return reordered(conv("init_conv.weight"), order, axis=-2)
     if name in ("stem", "head"):
         return _layer_entry({"stem": "init_conv", "head": "final_conv"}[name], leaf[0], len(shape), axes)
@@ -113,22 +115,22 @@ def _entry(module: Unet | Unet1D, path: str, shape: tuple[int, ...]) -> Entry:
     if match := re.fullmatch(r"(down|up)(\d+)_(\w+)", name):
         level, kind = int(match[2]), match[3]
         slot = {"block1": "0", "block2": "1", "attention": "2", "resample": "3"}[kind]
-        index = level if match[1] == "down" else len(module.dim_mults) - 1 - level
+        index = level if match[1] == "down" else len(module.config.dim_mults) - 1 - level
         owner = f"{match[1]}s.{index}.{slot}"
         if kind == "resample":
             return _resample_entry(module, owner, match[1], level, leaf[0], shape, axes)
     if kind == "attention":
-        memory = isinstance(module, Unet) and module.memory > 0
+        memory = isinstance(module, Unet) and module.config.memory > 0
         full = name == "middle_attention" or (isinstance(module, Unet) and _full(module)[level])
         return _attention_entry(owner, leaf, axes, memory=memory, full=full)
     return _layer_entry(f"{owner}.{BLOCK[leaf[0]]}", leaf[1], len(shape), axes)
 
 
 def _full(module: Unet) -> tuple[bool, ...]:
-    levels = len(module.dim_mults)
-    if module.full_attention is None:
+    levels = len(module.config.dim_mults)
+    if module.config.full_attention is None:
         return (False,) * (levels - 1) + (True,)
-    return module.full_attention or (False,) * levels
+    return module.config.full_attention or (False,) * levels
 
 
 def _embedding_entry(name: str, leaf: str = "") -> Entry:
@@ -162,8 +164,8 @@ def _layer_entry(owner: str, leaf: str, ndim: int, axes: int) -> Entry:
 def _resample_entry(
     module: Unet | Unet1D, owner: str, way: str, level: int, leaf: str, shape: tuple[int, ...], axes: int
 ) -> Entry:
-    last = level + 1 == len(module.dim_mults)
-    packed = way == "down" and not last and isinstance(module, Unet) and module.downsample == "space_to_depth"
+    last = level + 1 == len(module.config.dim_mults)
+    packed = way == "down" and not last and isinstance(module, Unet) and module.config.downsample == "space_to_depth"
     owner = f"{owner}.1" if packed or (way == "up" and level) else owner
     entry = _layer_entry(owner, leaf, len(shape), axes)
     if not packed or leaf == "bias":
@@ -238,6 +240,7 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Un
     out, inputs = tensors["final_conv.weight"].shape[0], stem.shape[1]
     two = config.get("self_condition", inputs == 2 * out)
     channels = config.get("channels", inputs // 2 if two else inputs)
+    told = Inputs(channels=channels, out_channels=None if out == channels else out, image=inputs - channels)
     frequencies = tensors.get("time_mlp.0.weights")
     random = bool(config.get("random_fourier_features"))
     embedding: Literal["sinusoidal", "learned", "random"]
@@ -245,9 +248,6 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Un
     fields: dict[str, Any] = {
         "dim": dim,
         "dim_mults": tuple(width // dim for width in widths),
-        "channels": channels,
-        "out_channels": None if out == channels else out,
-        "image_channels": inputs - channels,
         "init_dim": None if stem.shape[0] == dim else stem.shape[0],
         "embedding": embedding,
         "fourier_dim": 16 if frequencies is None else 2 * len(frequencies),
@@ -260,6 +260,7 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Un
         memory, full = fields.pop("memory"), fields.pop("full_attention")
         if memory or full:
             raise WeightsError("a Unet1D has no memories and no softmax attention at its levels")
-        return Unet1D(**fields)
-    fields["num_classes"] = len(tensors.get("classes_emb.weight", ()))
-    return Unet(**fields, downsample="space_to_depth" if packed or "mid_attn.mem_kv" in tensors else "conv")
+        return Unet1D(Unet1DConfig(**fields), told)
+    downsample = "space_to_depth" if packed or "mid_attn.mem_kv" in tensors else "conv"
+    classes = len(tensors.get("classes_emb.weight", ()))
+    return Unet(UnetConfig(**fields, downsample=downsample), dataclasses.replace(told, num_classes=classes))

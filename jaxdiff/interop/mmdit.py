@@ -30,7 +30,8 @@ import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, patches, reordered, same
-from jaxdiff.networks.mmdit import MMDiT, centred_positions
+from jaxdiff.networks.inputs import Inputs
+from jaxdiff.networks.mmdit import MMDiT, MMDiTConfig, centred_positions
 from jaxdiff.typing import Params
 
 __all__ = ["IGNORED", "entries", "frozen_tensors", "module_from"]
@@ -79,9 +80,9 @@ def entries(module: MMDiT, shapes: Params) -> dict[str, Entry]:
         Path -> entry.
 
     Raises:
-        ValueError: ``module.scan``.
+        ValueError: ``module.config.scan``.
     """
-    if module.scan:
+    if module.config.scan:
         raise ValueError("weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)")
     leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -91,17 +92,17 @@ def entries(module: MMDiT, shapes: Params) -> dict[str, Entry]:
 def _entry(path: str, module: MMDiT) -> Entry:
     layer, _, kind = path.rpartition("/")
     if kind == "null":
-        return Entry((), lambda t: np.zeros(module.width, np.float32), lambda p: [])
+        return Entry((), lambda t: np.zeros(module.config.width, np.float32), lambda p: [])
     make = linear if kind == "kernel" else same
     suffix = "bias" if kind == "bias" else "weight"
-    swapped = np.roll(np.arange(2 * module.width), module.width)
+    swapped = np.roll(np.arange(2 * module.config.width), module.config.width)
     if layer in _OUTSIDE:
         if path == "patches/kernel":
-            return patches(f"{_OUTSIDE[layer]}.weight", module.patch)
+            return patches(f"{_OUTSIDE[layer]}.weight", module.config.patch)
         entry = make(f"{_OUTSIDE[layer]}.{suffix}")
         return reordered(entry, swapped) if layer == "head/modulation" else entry
     block, inner = layer.split("/")
-    number = module.depth - 1 if block == "last_block" else int(block.removeprefix("block"))
+    number = module.config.depth - 1 if block == "last_block" else int(block.removeprefix("block"))
     stem = f"transformer_blocks.{number}"
     if inner in _QKV:
         return joined(*(make(f"{stem}.{name}.{suffix}") for name in _QKV[inner]))
@@ -144,26 +145,32 @@ def module_from(
         if ours.size != table.size or not np.allclose(np.reshape(table, ours.shape), ours, atol=1e-4):
             raise WeightsError("pos_embed.pos_embed is not the fixed table: give sample_size=, or it was trained")
     return MMDiT(
-        patch=patch,
-        width=width,
-        depth=len(blocks),
-        heads=heads or config.get("num_attention_heads") or width // head_dim,
-        mlp_ratio=tensors["transformer_blocks.0.ff.net.0.proj.weight"].shape[0] // width,
-        qk_norm=norm is not None,
-        channels=channels,
-        out_channels=tensors["proj_out.weight"].shape[0] // patch**2,
-        token_width=tensors["context_embedder.weight"].shape[1],
-        vector_size=tensors["time_text_embed.text_embedder.linear_1.weight"].shape[1],
-        grid=grid,
-        base=base,
+        MMDiTConfig(
+            patch=patch,
+            width=width,
+            depth=len(blocks),
+            heads=heads or config.get("num_attention_heads") or width // head_dim,
+            mlp_ratio=tensors["transformer_blocks.0.ff.net.0.proj.weight"].shape[0] // width,
+            qk_norm=norm is not None,
+            grid=grid,
+            base=base,
+        ),
+        Inputs(
+            channels=channels,
+            out_channels=tensors["proj_out.weight"].shape[0] // patch**2,
+            token_width=tensors["context_embedder.weight"].shape[1],
+            vector=tensors["time_text_embed.text_embedder.linear_1.weight"].shape[1],
+        ),
     )
 
 
 def frozen_tensors(module: MMDiT) -> dict[str, np.ndarray]:
     """The tensors of ``IGNORED``: the table of positions and, with ``qk_norm``, a scale that nobody reads."""
-    table = centred_positions(module.grid, module.grid, module.width, grid=module.grid, base=module.base)
+    table = centred_positions(
+        module.config.grid, module.config.grid, module.config.width, grid=module.config.grid, base=module.config.base
+    )
     frozen = {"pos_embed.pos_embed": np.asarray(table)[None]}
-    if module.qk_norm:
-        name = f"transformer_blocks.{module.depth - 1}.attn.norm_added_q.weight"
-        frozen[name] = np.ones(module.width // module.heads, np.float32)
+    if module.config.qk_norm:
+        name = f"transformer_blocks.{module.config.depth - 1}.attn.norm_added_q.weight"
+        frozen[name] = np.ones(module.config.width // module.config.heads, np.float32)
     return frozen

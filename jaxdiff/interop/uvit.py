@@ -28,7 +28,8 @@ import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, conv, linear, patches, same
-from jaxdiff.networks.uvit import UViT
+from jaxdiff.networks.inputs import Inputs
+from jaxdiff.networks.uvit import UViT, UViTConfig
 from jaxdiff.typing import Params
 
 __all__ = ["IGNORED", "entries", "module_from"]
@@ -93,7 +94,7 @@ def _entry(path: Sequence[str], module: UViT) -> Entry | None:
         return None
     name = f"{_NAMES[path[0]]}.{suffix}"
     if kind == "kernel" and path[0] == "patches":
-        return patches(name, module.patch)
+        return patches(name, module.config.patch)
     return conv(name) if kind == "kernel" and path[0] == "final_conv" else make(name)
 
 
@@ -136,17 +137,21 @@ def module_from(
         raise WeightsError(f"the positions are for {count} patches, not for images of {size[0]}x{size[1]}: give size=")
     halves = {m[1] for name in tensors if (m := re.match(r"in_blocks\.(\d+)\.", name))}
     return UViT(
-        patch=patch,
-        width=width,
-        depth=2 * len(halves),
-        heads=heads,
-        mlp_ratio=tensors["mid_block.mlp.fc1.weight"].shape[0] // width,
-        size=size,
-        channels=channels,
-        out_channels=tensors["decoder_pred.weight"].shape[0] // patch**2,
-        num_classes=0 if labels is None else labels.shape[0] - null_label,
-        null_label=null_label,
-        tokens=0 if text is None else tokens,
-        token_width=0 if text is None else text.shape[1],
-        final_conv="final_layer.weight" in tensors,
+        UViTConfig(
+            patch=patch,
+            width=width,
+            depth=2 * len(halves),
+            heads=heads,
+            mlp_ratio=tensors["mid_block.mlp.fc1.weight"].shape[0] // width,
+            null_label=null_label,
+            final_conv="final_layer.weight" in tensors,
+        ),
+        Inputs(
+            size=size,
+            channels=channels,
+            out_channels=tensors["decoder_pred.weight"].shape[0] // patch**2,
+            num_classes=0 if labels is None else labels.shape[0] - null_label,
+            tokens=0 if text is None else tokens,
+            token_width=0 if text is None else text.shape[1],
+        ),
     )

@@ -24,7 +24,7 @@ from jaxdiff.typing import Metrics, Params, StagedLoss, expand_to, require
 __all__ = ["LABELS", "Transform", "augment", "augmented", "draw_transform", "transform_images", "transform_labels"]
 
 LABELS = 9
-"""Numbers per image in ``cond["augment"]``: what ``augment_dim`` of a network must be."""
+"""Numbers per image in ``cond["augment"]``: what ``augment`` of a network's inputs must be."""
 
 SCALE_STD = 0.2  # of log2 of the factor, also of the stretch
 SHIFT_STD = 0.125  # of the side of the image

@@ -1,15 +1,19 @@
 """The U-Net steered by a context vector that multiplies the decoder's feature maps."""
 
+import dataclasses
+from typing import ClassVar, Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers import Conv, GroupNorm, Linear, TransposedConv, check_channels, check_divisible, max_pool
 from jaxdiff.typing import Cond
 
-__all__ = ["ContextUnet", "ConvPair"]
+__all__ = ["ContextUnet", "ContextUnetConfig", "ConvPair"]
 
 GROUPS = 8
 
@@ -39,6 +43,26 @@ class ConvPair(nn.Module):
         return jax.nn.gelu(GroupNorm(GROUPS, name=f"norm{index}")(h), approximate=False)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContextUnetConfig(Architecture):
+    """U-Net whose context embedding multiplies, and time embedding is added, at every decoder level."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    accepts: ClassVar[frozenset[str]] = frozenset({"context"})
+    kind: Literal["context_unet"] = "context_unet"
+    n_feat: int = 64
+    """Width; a multiple of 8."""
+    time_scale: float = 1 / 500
+    """Factor on noise_cond, whose product should be about [0, 1]: 1/T for steps 1..T (the published T is 500), 1 for
+    EDM's ln(sigma)/4 or a flow's t."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.n_feat < GROUPS or self.n_feat % GROUPS:
+            raise ValueError(f"n_feat must be a positive multiple of {GROUPS}, got {self.n_feat}")
+
+
 class ContextUnet(nn.Module):
     """U-Net with the noise level added and the context multiplied at every level of the decoder.
 
@@ -49,19 +73,9 @@ class ContextUnet(nn.Module):
     Two departures from the published network, neither of which changes the number of parameters. BatchNorm
     is GroupNorm with 8 groups: with BatchNorm the result for one row would depend on the rest of the batch.
     The transposed convolutions, whose stride equals their kernel, are matrix products (the same function,
-    with a fast gradient).
+    with a fast gradient). The bottleneck's kernel is (height/4, width/4), so a network serves one size.
 
-    Fields:
-        channels: channels of the images.
-        n_feat: width; a multiple of 8.
-        n_cfeat: length of the context; 0 for none.
-        height, width: size of the images in pixels, multiples of 4; ``width=None`` means square. The
-            bottleneck's kernel is (height/4, width/4), so a network serves one size.
-        time_scale: factor on ``noise_cond``, whose product should be about [0, 1]: 1/T for steps 1..T (the
-            published T is 500), 1 for EDM's ln(sigma)/4 or a flow's t.
-        dtype: compute type; parameters, embeddings, statistics and output are float32.
-
-    Conditioning: ``cond["context"]`` float (batch, n_cfeat); zeros are the null context, and a missing
+    Conditioning: ``cond["context"]`` float (batch, context); zeros are the null context, and a missing
     context counts as zeros. Mixtures such as (0.5, 0.5, 0, ...) are allowed.
 
     Raises:
@@ -70,25 +84,18 @@ class ContextUnet(nn.Module):
     Reference: Pearce 2022, Conditional diffusion MNIST; DeepLearning.AI 2023, How diffusion models work.
 
     Example:
-        >>> ContextUnet(n_feat=16).n_cfeat
-        5
+        >>> ContextUnet(ContextUnetConfig(n_feat=16), Inputs(context=5, size=(16, 16))).config.n_feat
+        16
     """
 
-    channels: int = 3
-    n_feat: int = 64
-    n_cfeat: int = 5
-    height: int = 16
-    width: int | None = None
-    time_scale: float = 1.0 / 500.0
-    dtype: DTypeLike = jnp.float32
+    config: ContextUnetConfig = ContextUnetConfig()
+    inputs: Inputs = Inputs(context=5, size=(16, 16))
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.n_feat < GROUPS or self.n_feat % GROUPS:
-            raise ValueError(f"n_feat must be a positive multiple of {GROUPS}, got {self.n_feat}")
-        if self.n_cfeat < 0:
-            raise ValueError(f"n_cfeat must be 0 (no context) or more, got {self.n_cfeat}")
-        check_divisible((self.height, self.height if self.width is None else self.width), 4)
+        if len(self.inputs.size) != 2:
+            raise ValueError(f"ContextUnet serves one size: give size=(height, width), got {self.inputs.size}")
+        check_divisible(self.inputs.size, 4)
         super().__post_init__()
 
     @nn.compact
@@ -108,39 +115,41 @@ class ContextUnet(nn.Module):
             cond: may hold "context".
             train: not used; there is no dropout.
         """
+        config, inputs = self.config, self.inputs
         del train
-        check_channels("ContextUnet", x.shape, self.channels)
+        check_channels("ContextUnet", x.shape, inputs.channels)
         check_divisible(x.shape[1:3], 4)
-        expected = (self.height, self.height if self.width is None else self.width)
+        expected = inputs.size
         if x.shape[1:3] != expected:
             raise ValueError(
                 f"ContextUnet was built for {expected[0]}x{expected[1]} images, "
                 f"got {x.shape[1]}x{x.shape[2]}; "
-                f"build it with height={x.shape[1]}, width={x.shape[2]}"
+                f"build it with size=({x.shape[1]}, {x.shape[2]})"
             )
-        n, time = self.n_feat, (self.time_scale * noise_cond.astype(jnp.float32))[:, None]
+        n, time = config.n_feat, (config.time_scale * noise_cond.astype(jnp.float32))[:, None]
         context = self._context(cond, x.shape[0])
-        init = ConvPair(n, residual=True, dtype=self.dtype, name="init")(x)
+        init = ConvPair(n, residual=True, dtype=inputs.dtype, name="init")(x)
         down1 = self._down(init, n, "down1")
         down2 = self._down(down1, 2 * n, "down2")
         vector = jax.nn.gelu(down2.astype(jnp.float32).mean((1, 2), keepdims=True), approximate=False)
-        h = TransposedConv(2 * n, (expected[0] // 4, expected[1] // 4), self.dtype, name="up0")(vector)
+        h = TransposedConv(2 * n, (expected[0] // 4, expected[1] // 4), inputs.dtype, name="up0")(vector)
         h = jax.nn.relu(GroupNorm(GROUPS, name="up0_norm")(h))
         h = self._up(self._steer(h, time, context, "1"), down2, "up1")
         h = self._up(self._steer(h, time, context, "2"), down1, "up2")
-        h = Conv(n, dtype=self.dtype, name="out1")(jnp.concatenate([h, init], -1))
+        h = Conv(n, dtype=inputs.dtype, name="out1")(jnp.concatenate([h, init], -1))
         h = jax.nn.relu(GroupNorm(GROUPS, name="out_norm")(h))
-        return Conv(self.channels, dtype=self.dtype, name="out2")(h).astype(jnp.float32)
+        return Conv(inputs.channels, dtype=inputs.dtype, name="out2")(h).astype(jnp.float32)
 
     def _context(self, cond: Cond, batch: int) -> Array | None:
-        """The context as (batch, n_cfeat) float32, or None when the network takes none."""
-        if self.n_cfeat == 0:
+        """The context as (batch, context) float32, or None when the network takes none."""
+        inputs = self.inputs
+        if inputs.context == 0:
             return None
         if cond is None or "context" not in cond:
-            return jnp.zeros((batch, self.n_cfeat), jnp.float32)
+            return jnp.zeros((batch, inputs.context), jnp.float32)
         context = cond["context"]
-        if context.shape != (batch, self.n_cfeat):
-            raise ValueError(f'cond["context"] must have shape ({batch}, {self.n_cfeat}), got {context.shape}')
+        if context.shape != (batch, inputs.context):
+            raise ValueError(f'cond["context"] must have shape ({batch}, {inputs.context}), got {context.shape}')
         return context.astype(jnp.float32)
 
     def _steer(self, h: Array, time: Array, context: Array | None, name: str) -> Array:
@@ -151,14 +160,15 @@ class ContextUnet(nn.Module):
 
     def _embed(self, vector: Array, features: int, name: str) -> Array:
         hidden = jax.nn.gelu(Linear(features, name=f"{name}_in")(vector), approximate=False)
-        return Linear(features, name=f"{name}_out")(hidden)[:, None, None, :].astype(self.dtype)
+        return Linear(features, name=f"{name}_out")(hidden)[:, None, None, :].astype(self.inputs.dtype)
 
     def _down(self, h: Array, features: int, name: str) -> Array:
-        h = ConvPair(features, dtype=self.dtype, name=f"{name}_pair1")(h)
-        return max_pool(ConvPair(features, dtype=self.dtype, name=f"{name}_pair2")(h))
+        h = ConvPair(features, dtype=self.inputs.dtype, name=f"{name}_pair1")(h)
+        return max_pool(ConvPair(features, dtype=self.inputs.dtype, name=f"{name}_pair2")(h))
 
     def _up(self, h: Array, skip: Array, name: str) -> Array:
+        config, inputs = self.config, self.inputs
         joined = jnp.concatenate([h, skip], -1)
-        h = TransposedConv(self.n_feat, (2, 2), self.dtype, name=f"{name}_expand")(joined)
-        h = ConvPair(self.n_feat, dtype=self.dtype, name=f"{name}_pair1")(h)
-        return ConvPair(self.n_feat, dtype=self.dtype, name=f"{name}_pair2")(h)
+        h = TransposedConv(config.n_feat, (2, 2), inputs.dtype, name=f"{name}_expand")(joined)
+        h = ConvPair(config.n_feat, dtype=inputs.dtype, name=f"{name}_pair1")(h)
+        return ConvPair(config.n_feat, dtype=inputs.dtype, name=f"{name}_pair2")(h)

@@ -1,11 +1,15 @@
 """The U-Net of denoising diffusion in its widely taught form, with linear attention at every level."""
 
+import dataclasses
+from typing import ClassVar, Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers import (
     Conv,
     GroupNorm,
@@ -21,7 +25,7 @@ from jaxdiff.networks.layers.embeddings import NoiseEmbedding
 from jaxdiff.networks.layers.initializers import constant
 from jaxdiff.typing import Cond
 
-__all__ = ["DDPMUNet", "ResnetBlock"]
+__all__ = ["DDPMUNet", "DDPMUNetConfig", "ResnetBlock"]
 
 
 class ResnetBlock(nn.Module):
@@ -53,29 +57,53 @@ class ResnetBlock(nn.Module):
         return h + x
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDPMUNetConfig(Architecture):
+    """DDPM U-Net with linear attention and space-to-depth downsampling."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    accepts: ClassVar[frozenset[str]] = frozenset({"label", "variance"})
+    kind: Literal["ddpm_unet"] = "ddpm_unet"
+    dim: int = 28
+    """Width of the first level; even, and a multiple of groups."""
+    dim_mults: tuple[int, ...] = (1, 2, 4)
+    """Width of each level in units of dim; its length is the number of levels."""
+    heads: int = 4
+    """Heads of every attention."""
+    patch: int = 1
+    """Move patch x patch pixels into channels before the stem and back after the head; 2 makes a step about four times
+    cheaper."""
+    dropout: float = 0.0
+    """Rate after the first half of every residual block, in [0, 1)."""
+    time_scale: float = 1.0
+    """Factor on noise_cond before its sinusoidal embedding, which expects steps such as 1..1000: 1 for these, 1000 for
+    EDM's ln(sigma)/4 (about -1.5..1.1) or a flow's t in [0, 1]."""
+    zero_init_head: bool = False
+    """Start the head at zero, so that the network first predicts 0."""
+    groups: int = 4
+    """Groups of every GroupNorm inside residual blocks."""
+    head_dim: int = 32
+    """Channels of every head of attention."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.dim < 2 or self.dim % 2 or any(self.dim * m % self.groups for m in (1, *self.dim_mults)):
+            raise ValueError(f"dim must be even and a multiple of groups={self.groups}, got dim={self.dim}")
+        if not self.dim_mults or min(self.dim_mults) < 1:
+            raise ValueError(f"dim_mults needs at least one positive multiple, got {self.dim_mults}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.patch < 1:
+            raise ValueError(f"patch must be at least 1, got {self.patch}")
+
+
 class DDPMUNet(nn.Module):
     """U-Net with linear attention at every level and softmax attention at the bottleneck.
 
     Stem 1x1; per level two residual blocks and linear attention, two concatenated skips; space-to-depth and
     1x1 convolution down, nearest and conv3 up; the first feature map joins before the final residual block;
-    head 1x1. The defaults have 2,020,257 parameters.
-
-    Fields:
-        dim: width of the first level; even, and a multiple of ``groups``.
-        dim_mults: width of each level in units of ``dim``; its length is the number of levels.
-        channels: channels of the images.
-        out_channels: channels of the output; None for ``channels``.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is
-            the null label, and a missing label counts as null. With 0 classes labels are ignored.
-        time_scale: factor on ``noise_cond`` before its sinusoidal embedding, which expects steps such as
-            1..1000: 1 for these, 1000 for EDM's ln(sigma)/4 (about -1.5..1.1) or a flow's t in [0, 1].
-        dropout: rate after the first half of every residual block, in [0, 1).
-        groups: groups of every GroupNorm inside residual blocks.
-        heads, head_dim: of every attention.
-        patch: move ``patch`` x ``patch`` pixels into channels before the stem and back after the head; 2
-            makes a step about four times cheaper.
-        zero_init_head: start the head at zero, so that the network first predicts 0.
-        dtype: compute type; parameters, embeddings of the noise level, statistics and output are float32.
+    head 1x1. The defaults have 2,020,257 parameters on images of one channel.
 
     Height and width must be multiples of ``patch * 2^(levels - 1)``.
 
@@ -86,42 +114,17 @@ class DDPMUNet(nn.Module):
     model.
 
     Example:
-        >>> DDPMUNet(dim=8, dim_mults=(1, 2)).size_factor
+        >>> DDPMUNet(DDPMUNetConfig(dim=8, dim_mults=(1, 2)), Inputs(channels=1)).size_factor
         2
     """
 
-    dim: int = 28
-    dim_mults: tuple[int, ...] = (1, 2, 4)
-    channels: int = 1
-    out_channels: int | None = None
-    num_classes: int = 0
-    time_scale: float = 1.0
-    dropout: float = 0.0
-    groups: int = 4
-    heads: int = 4
-    head_dim: int = 32
-    patch: int = 1
-    zero_init_head: bool = False
-    dtype: DTypeLike = jnp.float32
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        if self.dim < 2 or self.dim % 2 or any(self.dim * m % self.groups for m in (1, *self.dim_mults)):
-            raise ValueError(f"dim must be even and a multiple of groups={self.groups}, got dim={self.dim}")
-        if not self.dim_mults or min(self.dim_mults) < 1:
-            raise ValueError(f"dim_mults needs at least one positive multiple, got {self.dim_mults}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.patch < 1 or self.num_classes < 0:
-            raise ValueError(
-                f"patch must be at least 1 and num_classes at least 0, got {self.patch}, {self.num_classes}"
-            )
-        super().__post_init__()
+    config: DDPMUNetConfig = DDPMUNetConfig()
+    inputs: Inputs = Inputs()
 
     @property
     def size_factor(self) -> int:
         """What height and width must be multiples of."""
-        return self.patch * 2 ** (len(self.dim_mults) - 1)
+        return self.config.patch * 2 ** (len(self.config.dim_mults) - 1)
 
     @nn.compact
     def __call__(
@@ -140,57 +143,62 @@ class DDPMUNet(nn.Module):
             cond: may hold "label".
             train: apply dropout (needs the random stream "dropout").
         """
-        check_channels("DDPMUNet", x.shape, self.channels)
+        config, inputs = self.config, self.inputs
+        check_channels("DDPMUNet", x.shape, inputs.channels)
         check_divisible(x.shape[1:3], self.size_factor)
-        features, head = 4 * self.dim, constant(0.0) if self.zero_init_head else None
-        embedding = NoiseEmbedding(features, self.dim, self.time_scale, self.num_classes, name="noise")(
+        features, head = 4 * config.dim, constant(0.0) if config.zero_init_head else None
+        embedding = NoiseEmbedding(features, config.dim, config.time_scale, inputs.num_classes, name="noise")(
             noise_cond, cond
         )
-        stem = Linear(self.dim, dtype=self.dtype, name="stem")(space_to_depth(x, self.patch))
+        stem = Linear(config.dim, dtype=inputs.dtype, name="stem")(space_to_depth(x, config.patch))
         h, skips = self._down(stem, embedding, train)
-        h = self._block(h, embedding, train, self.dim * self.dim_mults[-1], "middle_block1")
-        h = self._attend(h, SelfAttention(self.heads, self.head_dim, self.dtype, name="middle_attention"))
-        h = self._block(h, embedding, train, self.dim * self.dim_mults[-1], "middle_block2")
+        h = self._block(h, embedding, train, config.dim * config.dim_mults[-1], "middle_block1")
+        h = self._attend(h, SelfAttention(config.heads, config.head_dim, inputs.dtype, name="middle_attention"))
+        h = self._block(h, embedding, train, config.dim * config.dim_mults[-1], "middle_block2")
         h = self._up(h, skips, embedding, train)
-        h = self._block(jnp.concatenate([h, stem], -1), embedding, train, self.dim, "final_block")
-        outputs = (self.out_channels or self.channels) * self.patch**2
+        h = self._block(jnp.concatenate([h, stem], -1), embedding, train, config.dim, "final_block")
+        outputs = inputs.outputs * config.patch**2
         h = Linear(outputs, kernel_init=head, bias_init=head, name="head")(h.astype(jnp.float32))
-        return depth_to_space(h, self.patch)
+        return depth_to_space(h, config.patch)
 
     def _block(self, h: Array, embedding: Array, train: bool, features: int, name: str) -> Array:
-        return ResnetBlock(features, self.groups, self.dropout, self.dtype, name=name)(h, embedding, train=train)
+        return ResnetBlock(features, self.config.groups, self.config.dropout, self.inputs.dtype, name=name)(
+            h, embedding, train=train
+        )
 
     def _attend(self, h: Array, attention: nn.Module) -> Array:
         return h + attention(GroupNorm(1, name=f"{attention.name}_norm")(h))
 
     def _linear_attention(self, name: str) -> nn.Module:
-        return LinearAttention(self.heads, self.head_dim, self.dtype, name=name)
+        return LinearAttention(self.config.heads, self.config.head_dim, self.inputs.dtype, name=name)
 
     def _down(self, h: Array, embedding: Array, train: bool) -> tuple[Array, list[Array]]:
         """Encoder: returns the lowest feature map and two skips per level."""
+        config, inputs = self.config, self.inputs
         skips = []
-        for level, mult in enumerate(self.dim_mults):
+        for level, mult in enumerate(config.dim_mults):
             width, name = h.shape[-1], f"down{level}"
             h = self._block(h, embedding, train, width, f"{name}_block1")
             skips.append(h)
             h = self._block(h, embedding, train, width, f"{name}_block2")
             h = self._attend(h, self._linear_attention(f"{name}_attention"))
             skips.append(h)
-            if level + 1 < len(self.dim_mults):
-                h = Linear(self.dim * mult, dtype=self.dtype, name=f"{name}_resample")(space_to_depth(h, 2))
+            if level + 1 < len(config.dim_mults):
+                h = Linear(config.dim * mult, dtype=inputs.dtype, name=f"{name}_resample")(space_to_depth(h, 2))
             else:
-                h = Conv(self.dim * mult, dtype=self.dtype, name=f"{name}_resample")(h)
+                h = Conv(config.dim * mult, dtype=inputs.dtype, name=f"{name}_resample")(h)
         return h, skips
 
     def _up(self, h: Array, skips: list[Array], embedding: Array, train: bool) -> Array:
         """Decoder: consumes the skips from the last to the first."""
-        for level in reversed(range(len(self.dim_mults))):
+        config = self.config
+        for level in reversed(range(len(config.dim_mults))):
             width, name = h.shape[-1], f"up{level}"
             h = self._block(jnp.concatenate([h, skips.pop()], -1), embedding, train, width, f"{name}_block1")
             h = self._block(jnp.concatenate([h, skips.pop()], -1), embedding, train, width, f"{name}_block2")
             h = self._attend(h, self._linear_attention(f"{name}_attention"))
             if level > 0:
                 h = upsample_nearest(h)
-            below = self.dim * self.dim_mults[level - 1] if level > 0 else self.dim
-            h = Conv(below, dtype=self.dtype, name=f"{name}_resample")(h)
+            below = config.dim * config.dim_mults[level - 1] if level > 0 else config.dim
+            h = Conv(below, dtype=self.inputs.dtype, name=f"{name}_resample")(h)
         return h

@@ -1,26 +1,27 @@
 """DDPM++ and NCSN++, the U-Nets of score-based generative modelling in the form that EDM trains."""
 
+import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.blocks.edm_unet import BlockStyle, LabelRows, UNetBlock, augment_rows
 from jaxdiff.networks.blocks.tmsa import TMSA
+from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers import check_channels, check_divisible
 from jaxdiff.networks.layers.conditioning import concat_image
 from jaxdiff.networks.layers.embeddings import sinusoidal_embedding
 from jaxdiff.networks.layers.initializers import declare, glorot_uniform, normal
 from jaxdiff.networks.layers.resample import BOX, FIR, downsample
-from jaxdiff.networks.layers.stack import Remat, run_block
+from jaxdiff.networks.layers.stack import run_block
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 
-__all__ = ["DDPMpp", "FourierWaves", "presets"]
+__all__ = ["DDPMpp", "DDPMppConfig", "FourierWaves", "presets"]
 
 
 class FourierWaves(nn.Module):
@@ -41,73 +42,44 @@ class FourierWaves(nn.Module):
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-class DDPMpp(nn.Module):
-    """U-Net of residual blocks that also resample, with every residual sum scaled by sqrt(1/2).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDPMppConfig(Architecture):
+    """DDPM++ and NCSN++ as EDM trains them."""
 
-    The defaults are DDPM++ for CIFAR-10 without labels, 55,732,739 parameters; ``embedding="fourier",
-    embedding_mult=2, encoder="residual", taps=(1, 3, 3, 1)`` makes it NCSN++. The encoder's skips are concatenated in
-    the decoder, which has one block more per level; the residual encoder also feeds the filtered image into every
-    level.
-
-    Fields:
-        dim: width in units of which ``dim_mults`` are; a multiple of 8.
-        dim_mults: width of each level; its length is the number of levels.
-        blocks: residual blocks per level of the encoder.
-        attention_levels: levels with attention, 0 is full resolution: (1,) is 16x16 of 32x32. The bottleneck always
-            has one.
-        channels: channels of the images.
-        out_channels: channels of the output; None for ``channels``.
-        image_channels: channels of ``cond["image"]``, concatenated to the input; 0 for none.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes; the last one, the null label, and a
-            missing label count as zeros.
-        augment_dim: numbers in ``cond["augment"]``, 0 for none; zeros, and no "augment", for not augmented.
-        time_scale: factor on ``noise_cond``; 1 for EDM's ln(sigma)/4 as published.
-        dropout: rate inside every block, in [0, 1).
-        embedding: "positional", a sinusoid of ``noise_cond``, or "fourier", fixed random waves.
-        embedding_mult: dimensions of these in units of ``dim``.
-        encoder: "standard" or "residual".
-        taps: filter of the resampling, (1, 1) or (1, 3, 3, 1).
-        adaptive_scale: whether the embedding scales and shifts, or (as published) only shifts.
-        attention: "self", or "tmsa" for time-dependent self-attention.
-        heads: of every attention.
-        window: side of the windows of "tmsa"; None for the whole image, on whose size the parameters then depend.
-        dtype: compute type; parameters, embeddings, statistics and output are float32.
-        remat: recompute the insides of every block in the backward pass.
-
-    Height and width must be multiples of ``2^(levels - 1)``, and of ``window`` times that for "tmsa".
-
-    Raises:
-        ValueError: for fields out of range, or an input of the wrong channels or size.
-
-    Reference: Song et al. 2020, Score-based generative modeling through stochastic differential equations,
-    arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364.
-
-    Example:
-        >>> DDPMpp(dim=16, dim_mults=(1, 2)).size_factor
-        2
-    """
-
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    accepts: ClassVar[frozenset[str]] = frozenset({"label", "image", "augment", "variance"})
+    kind: Literal["ddpmpp"] = "ddpmpp"
     dim: int = 128
+    """Width in units of which dim_mults are; a multiple of 8."""
     dim_mults: tuple[int, ...] = (2, 2, 2)
+    """Width of each level; its length is the number of levels."""
     blocks: int = 4
+    """Residual blocks per level of the encoder."""
     attention_levels: tuple[int, ...] = (1,)
-    channels: int = 3
-    out_channels: int | None = None
-    image_channels: int = 0
-    num_classes: int = 0
-    augment_dim: int = 0
+    """Levels with attention, 0 is full resolution: (1,) is 16x16 of 32x32. The bottleneck always has one."""
     time_scale: float = 1.0
+    """Factor on noise_cond; 1 for EDM's ln(sigma)/4 as published."""
     dropout: float = 0.0
+    """Rate inside every block, in [0, 1)."""
     embedding: Literal["positional", "fourier"] = "positional"
+    """"positional", a sinusoid of noise_cond, or "fourier", fixed random waves."""
     embedding_mult: int = 1
+    """Dimensions of these in units of dim."""
     encoder: Literal["standard", "residual"] = "standard"
+    """"standard" for DDPM++, "residual" for NCSN++."""
     taps: tuple[int, ...] = BOX
+    """Filter of the resampling: (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++."""
     adaptive_scale: bool = False
+    """Whether the embedding scales and shifts, or (as published) only shifts."""
     attention: Literal["self", "tmsa"] = "self"
+    """"self", or "tmsa" for time-dependent self-attention."""
     heads: int = 1
+    """Heads of every attention."""
     window: int | None = None
-    dtype: DTypeLike = jnp.float32
-    remat: Remat = False
+    """Side of the windows of "tmsa"; None for the whole image, on whose size the parameters then depend."""
+    remat: bool = False
+    """Recompute the insides of every block in the backward pass."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -122,11 +94,8 @@ class DDPMpp(nn.Module):
             raise ValueError(f"attention_levels must be in 0..{len(self.dim_mults) - 1}, got {self.attention_levels}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if min(self.num_classes, self.augment_dim, self.image_channels) < 0 or self.heads < 1:
-            raise ValueError(
-                "num_classes, augment_dim and image_channels must be at least 0 and heads at least 1; got "
-                f"{self.num_classes}, {self.augment_dim}, {self.image_channels}, {self.heads}"
-            )
+        if self.heads < 1:
+            raise ValueError(f"heads must be at least 1, got {self.heads}")
         for name, allowed in (
             ("embedding", ("positional", "fourier")),
             ("encoder", ("standard", "residual")),
@@ -135,26 +104,52 @@ class DDPMpp(nn.Module):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        super().__post_init__()
+
+
+class DDPMpp(nn.Module):
+    """U-Net of residual blocks that also resample, with every residual sum scaled by sqrt(1/2).
+
+    The defaults are DDPM++ for CIFAR-10 without labels, 55,732,739 parameters; ``embedding="fourier",
+    embedding_mult=2, encoder="residual", taps=(1, 3, 3, 1)`` makes it NCSN++. The encoder's skips are concatenated in
+    the decoder, which has one block more per level; the residual encoder also feeds the filtered image into every
+    level.
+
+    Height and width must be multiples of ``2^(levels - 1)``, and of ``window`` times that for "tmsa".
+
+    Raises:
+        ValueError: for fields out of range, or an input of the wrong channels or size.
+
+    Reference: Song et al. 2020, Score-based generative modeling through stochastic differential equations,
+    arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364.
+
+    Example:
+        >>> DDPMpp(DDPMppConfig(dim=16, dim_mults=(1, 2)), Inputs(channels=3, augment=9)).size_factor
+        2
+    """
+
+    config: DDPMppConfig = DDPMppConfig()
+    inputs: Inputs = Inputs()
 
     @property
     def size_factor(self) -> int:
         """What height and width must be multiples of."""
-        windows = self.window if self.attention == "tmsa" and self.window is not None else 1
-        return windows * 2 ** (len(self.dim_mults) - 1)
+        config = self.config
+        windows = config.window if config.attention == "tmsa" and config.window is not None else 1
+        return windows * 2 ** (len(config.dim_mults) - 1)
 
     @property
     def style(self) -> BlockStyle:
         """What all blocks have in common."""
+        config = self.config
         return BlockStyle(
-            dropout=self.dropout,
+            dropout=config.dropout,
             skip_scale=math.sqrt(0.5),
-            adaptive_scale=self.adaptive_scale,
+            adaptive_scale=config.adaptive_scale,
             project=True,
-            taps=self.taps,
+            taps=config.taps,
             epsilon=1e-6,
             glorot=True,
-            dtype=self.dtype,
+            dtype=self.inputs.dtype,
         )
 
     @nn.compact
@@ -174,32 +169,34 @@ class DDPMpp(nn.Module):
             cond: may hold "label", "augment" and "image".
             train: apply dropout (needs the random stream "dropout").
         """
-        check_channels("DDPMpp", x.shape, self.channels)
+        inputs = self.inputs
+        check_channels("DDPMpp", x.shape, inputs.channels)
         check_divisible(x.shape[1:3], self.size_factor)
         embedding = self._embed(noise_cond, cond)
-        h, skips = self._encode(concat_image(x, cond, self.image_channels), embedding, train)
+        h, skips = self._encode(concat_image(x, cond, inputs.image), embedding, train)
         h = self._decode(h, skips, embedding, train)
         style = BlockStyle(epsilon=1e-6, glorot=True)
         h = jax.nn.silu(style.norm(h.shape[-1], "head_norm")(h.astype(jnp.float32)))
-        return style.conv(h, self.out_channels or self.channels, "head", 0.0)
+        return style.conv(h, inputs.outputs, "head", 0.0)
 
     def _embed(self, noise_cond: Array, cond: Cond) -> Array:
         """Noise level, label and augmentation as one vector of 4 dim, float32."""
-        dim, batch = self.dim * self.embedding_mult, noise_cond.shape[0]
-        noise = self.time_scale * noise_cond.astype(jnp.float32)
-        if self.embedding == "positional":
+        config, inputs = self.config, self.inputs
+        dim, batch = config.dim * config.embedding_mult, noise_cond.shape[0]
+        noise = config.time_scale * noise_cond.astype(jnp.float32)
+        if config.embedding == "positional":
             h = sinusoidal_embedding(noise, dim)
         else:
             h = FourierWaves(dim, name="waves")(noise)
-        if self.num_classes:
-            init = glorot_uniform(self.num_classes, dim)
-            factor = math.sqrt(self.num_classes)
-            h = h + LabelRows(self.num_classes, dim, init, factor, use_bias=True, name="label")(cond, batch)
-        if self.augment_dim:
-            h = h + augment_rows(cond, batch, self.augment_dim, dim, glorot_uniform(self.augment_dim, dim))
+        if inputs.num_classes:
+            init = glorot_uniform(inputs.num_classes, dim)
+            factor = math.sqrt(inputs.num_classes)
+            h = h + LabelRows(inputs.num_classes, dim, init, factor, use_bias=True, name="label")(cond, batch)
+        if inputs.augment:
+            h = h + augment_rows(cond, batch, inputs.augment, dim, glorot_uniform(inputs.augment, dim))
         style = BlockStyle(glorot=True)
         for name in ("embed_in", "embed_out"):
-            h = jax.nn.silu(style.linear(h, 4 * self.dim, name))
+            h = jax.nn.silu(style.linear(h, 4 * config.dim, name))
         return h
 
     def _run(
@@ -213,41 +210,44 @@ class DDPMpp(nn.Module):
         attend: bool = False,
         resample: Literal["up", "down", "none"] = "none",
     ) -> Array:
-        tmsa = attend and self.attention == "tmsa"
+        config, inputs = self.config, self.inputs
+        tmsa = attend and config.attention == "tmsa"
         # Without a parent here the block adopts it, and its parameters are the block's.
-        attention = TMSA(self.heads, self.window, dtype=self.dtype, parent=None, name="tmsa") if tmsa else None
-        block = UNetBlock(features, self.style, resample, self.heads if attend else 0, attention, name=name)
-        return run_block(block, h, embedding, train=train, remat=self.remat)
+        attention = TMSA(config.heads, config.window, dtype=inputs.dtype, parent=None, name="tmsa") if tmsa else None
+        block = UNetBlock(features, self.style, resample, config.heads if attend else 0, attention, name=name)
+        return run_block(block, h, embedding, train=train, remat=config.remat and inputs.remat_policy)
 
     def _encode(self, x: Array, embedding: Array, train: bool) -> tuple[Array, list[Array]]:
         """Encoder: returns the lowest feature map and every feature map that the decoder reads."""
+        config = self.config
         style, image = self.style, x
-        h = style.conv(x, self.dim, "stem")
+        h = style.conv(x, config.dim, "stem")
         skips = [h]
-        for level, mult in enumerate(self.dim_mults):
+        for level, mult in enumerate(config.dim_mults):
             if level > 0:
                 h = self._run(h, embedding, train, h.shape[-1], f"down{level}", resample="down")
-                if self.encoder == "residual":
+                if config.encoder == "residual":
                     # The convolution also covers the border that the filter reads.
-                    wide = style.conv(image, h.shape[-1], f"down{level}_residual", more=len(self.taps) // 2 - 1)
-                    h = image = (h + downsample(wide, self.taps, pad=False)) * math.sqrt(0.5)
+                    wide = style.conv(image, h.shape[-1], f"down{level}_residual", more=len(config.taps) // 2 - 1)
+                    h = image = (h + downsample(wide, config.taps, pad=False)) * math.sqrt(0.5)
                 skips.append(h)
-            for i in range(self.blocks):
-                attend = level in self.attention_levels
-                h = self._run(h, embedding, train, self.dim * mult, f"enc{level}_block{i}", attend=attend)
+            for i in range(config.blocks):
+                attend = level in config.attention_levels
+                h = self._run(h, embedding, train, config.dim * mult, f"enc{level}_block{i}", attend=attend)
                 skips.append(h)
         return h, skips
 
     def _decode(self, h: Array, skips: list[Array], embedding: Array, train: bool) -> Array:
         """Bottleneck and decoder: consumes the skips from the last to the first."""
+        config = self.config
         h = self._run(h, embedding, train, h.shape[-1], "middle_block0", attend=True)
         h = self._run(h, embedding, train, h.shape[-1], "middle_block1")
-        for level in reversed(range(len(self.dim_mults))):
-            if level + 1 < len(self.dim_mults):
+        for level in reversed(range(len(config.dim_mults))):
+            if level + 1 < len(config.dim_mults):
                 h = self._run(h, embedding, train, h.shape[-1], f"up{level}", resample="up")
-            for i in range(self.blocks + 1):
-                attend = i == self.blocks and level in self.attention_levels
-                joined, features = jnp.concatenate([h, skips.pop()], axis=-1), self.dim * self.dim_mults[level]
+            for i in range(config.blocks + 1):
+                attend = i == config.blocks and level in config.attention_levels
+                joined, features = (jnp.concatenate([h, skips.pop()], axis=-1), config.dim * config.dim_mults[level])
                 h = self._run(joined, embedding, train, features, f"dec{level}_block{i}", attend=attend)
         return h
 
@@ -263,17 +263,16 @@ def presets() -> dict[str, Preset]:
 
     def one(size: int, count: int, *, ncsn: bool = False, classes: int = 0) -> Preset:
         def build() -> DDPMpp:
-            return DDPMpp(
+            config = DDPMppConfig(
                 dim_mults=(2, 2, 2) if size == 32 else (1, 2, 2, 2),
                 attention_levels=(1,) if size == 32 else (2,),
-                num_classes=classes,
-                augment_dim=9,
                 dropout=0.13 if size == 32 else 0.05,
                 embedding="fourier" if ncsn else "positional",
                 embedding_mult=2 if ncsn else 1,
                 encoder="residual" if ncsn else "standard",
                 taps=FIR if ncsn else BOX,
             )
+            return DDPMpp(config, Inputs(channels=3, num_classes=classes, augment=9))
 
         return Preset(build, (size, size, 3), label if classes else augment, count, None, source)
 

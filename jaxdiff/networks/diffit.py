@@ -1,22 +1,58 @@
 """DiffiT for latents: a transformer whose self-attention, and nothing else, is told the noise level and the label."""
 
-import functools
+import dataclasses
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.blocks.tmsa import DiffiTBlock, TimeToken
+from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers import LayerNorm, Linear, check_channels, check_divisible, depth_to_space, space_to_depth
 from jaxdiff.networks.layers.embeddings import grid_positions
 from jaxdiff.networks.layers.initializers import constant, glorot_uniform, normal
-from jaxdiff.networks.layers.stack import Remat, run_blocks
+from jaxdiff.networks.layers.stack import run_blocks
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 
-__all__ = ["DiffiT", "presets"]
+__all__ = ["DiffiT", "DiffiTConfig", "presets"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffiTConfig(Architecture):
+    """DiffiT for latents: a transformer whose attention depends on noise level and label."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = False
+    accepts: ClassVar[frozenset[str]] = frozenset({"label", "variance"})
+    kind: Literal["diffit"] = "diffit"
+    width: int = 1152
+    """Width of the tokens; a multiple of 4 and of heads."""
+    depth: int = 28
+    """Number of blocks."""
+    heads: int = 16
+    """Heads of every attention."""
+    patch: int = 2
+    """Side of the patches of one token."""
+    mlp_ratio: int = 4
+    """Width of the MLPs in units of width."""
+    time_scale: float = 1.0
+    """Factor on noise_cond before its sinusoidal embedding: 1 for steps 1..T, 1000 for a flow's t."""
+    scan: bool = False
+    """Compile one block and loop over the depth."""
+    remat: bool = False
+    """Recompute the insides of the blocks in the backward pass."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.heads < 1 or self.width < 4 or self.width % 4 or self.width % self.heads:
+            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
+        if min(self.depth, self.patch, self.mlp_ratio) < 1:
+            raise ValueError(
+                f"depth, patch and mlp_ratio must be at least 1, got {self.depth}, {self.patch}, {self.mlp_ratio}"
+            )
 
 
 class DiffiT(nn.Module):
@@ -28,54 +64,18 @@ class DiffiT(nn.Module):
 
     The learned bias of the attention has an entry for every offset in the grid: the parameters belong to one size.
 
-    Fields:
-        width: of the tokens; a multiple of 4 and of ``heads``.
-        depth: number of blocks.
-        heads: of every attention.
-        patch: side of the patches of one token.
-        mlp_ratio: width of the MLPs in units of ``width``.
-        channels: channels of the latents.
-        out_channels: channels of the output, twice ``channels`` for a learned variance; None for ``channels``.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null
-            label, and a missing label counts as null.
-        time_scale: factor on ``noise_cond`` before its sinusoidal embedding: 1 for steps 1..T, 1000 for a flow's t.
-        scan: compile one block and loop over the depth; its parameters are stacked under "blocks".
-        remat: recompute the insides of the blocks in the backward pass.
-        dtype: compute type; parameters, embeddings, statistics and output are float32.
-
     Raises:
         ValueError: for fields out of range, or an input of the wrong channels or size.
 
     Reference: Hatamizadeh et al. 2023, DiffiT: diffusion vision transformers for image generation, arXiv:2312.02139.
 
     Example:
-        >>> DiffiT(width=64, depth=2, heads=2).patch
+        >>> DiffiT(DiffiTConfig(width=64, depth=2, heads=2), Inputs(channels=4)).config.patch
         2
     """
 
-    width: int = 1152
-    depth: int = 28
-    heads: int = 16
-    patch: int = 2
-    mlp_ratio: int = 4
-    channels: int = 4
-    out_channels: int | None = None
-    num_classes: int = 0
-    time_scale: float = 1.0
-    scan: bool = False
-    remat: Remat = False
-    dtype: DTypeLike = jnp.float32
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        if self.heads < 1 or self.width < 4 or self.width % 4 or self.width % self.heads:
-            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
-        if min(self.depth, self.patch, self.mlp_ratio) < 1 or self.num_classes < 0:
-            raise ValueError(
-                "depth, patch and mlp_ratio must be at least 1 and num_classes at least 0, got "
-                f"{self.depth}, {self.patch}, {self.mlp_ratio}, {self.num_classes}"
-            )
-        super().__post_init__()
+    config: DiffiTConfig = DiffiTConfig()
+    inputs: Inputs = Inputs()
 
     @nn.compact
     def __call__(
@@ -94,25 +94,38 @@ class DiffiT(nn.Module):
             cond: may hold "label".
             train: has no effect: there is no dropout.
         """
-        check_channels("DiffiT", x.shape, self.channels)
-        check_divisible(x.shape[1:3], self.patch)
-        zero, outputs = constant(0.0), self.out_channels or self.channels
+        config, inputs = self.config, self.inputs
+        check_channels("DiffiT", x.shape, inputs.channels)
+        check_divisible(x.shape[1:3], config.patch)
+        zero, outputs = constant(0.0), inputs.outputs
         token = TimeToken(
-            self.width, time_scale=self.time_scale, num_classes=self.num_classes, kernel_init=normal(0.02), name="time"
+            config.width,
+            time_scale=config.time_scale,
+            num_classes=inputs.num_classes,
+            kernel_init=normal(0.02),
+            name="time",
         )(noise_cond, cond)
-        patches = space_to_depth(x, self.patch)
-        init = glorot_uniform(patches.shape[-1], self.width)
-        h = Linear(self.width, kernel_init=init, bias_init=zero, dtype=self.dtype, name="patches")(patches)
+        patches = space_to_depth(x, config.patch)
+        init = glorot_uniform(patches.shape[-1], config.width)
+        h = Linear(config.width, kernel_init=init, bias_init=zero, dtype=inputs.dtype, name="patches")(patches)
         rows, columns = h.shape[1:3]
-        positions = grid_positions(rows, columns, self.width).reshape(1, rows, columns, self.width)
-        h = h + positions.astype(self.dtype)
-        h = run_blocks(self._block, self.depth, h, token, train=train, scan=self.scan, remat=self.remat)
+        positions = grid_positions(rows, columns, config.width).reshape(1, rows, columns, config.width)
+        h = h + positions.astype(inputs.dtype)
+        h = run_blocks(
+            self._block,
+            config.depth,
+            h,
+            token,
+            train=train,
+            scan=config.scan,
+            remat=config.remat and inputs.remat_policy,
+        )
         h = jax.nn.silu(LayerNorm(affine=False, epsilon=1e-6)(h.astype(jnp.float32)))
-        h = Linear(outputs * self.patch**2, kernel_init=zero, bias_init=zero, name="head")(h)
-        return depth_to_space(h, self.patch)
+        h = Linear(outputs * config.patch**2, kernel_init=zero, bias_init=zero, name="head")(h)
+        return depth_to_space(h, config.patch)
 
     def _block(self, name: str) -> DiffiTBlock:
-        return DiffiTBlock(self.heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype, name=name)
+        return DiffiTBlock(self.config.heads, mlp_ratio=self.config.mlp_ratio, dtype=self.inputs.dtype, name=name)
 
 
 def presets() -> dict[str, Preset]:
@@ -124,7 +137,7 @@ def presets() -> dict[str, Preset]:
 
     def imagenet(size: int, parameters: int, gflops: float | None) -> Preset:
         return Preset(
-            functools.partial(DiffiT, out_channels=8, num_classes=1000),
+            lambda: DiffiT(DiffiTConfig(), Inputs(channels=4, out_channels=8, num_classes=1000)),
             (size, size, 4),
             {"label": jax.ShapeDtypeStruct((1,), jnp.int32)},
             parameters,

@@ -1,6 +1,8 @@
 """DiT: a transformer over the patches of an image whose blocks are modulated by noise level and label."""
 
+import dataclasses
 import functools
+from typing import ClassVar, Literal
 
 import einops
 import jax
@@ -10,16 +12,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.blocks.adaln import PatchHead, TimestepEmbedding, dense, modulate, modulation
+from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import check_channels, check_divisible, space_to_depth
 from jaxdiff.networks.layers.conditioning import VectorEmbedding, concat_image
 from jaxdiff.networks.layers.embeddings import grid_positions, labels_or_null
 from jaxdiff.networks.layers.initializers import declare, normal
-from jaxdiff.networks.layers.stack import Remat, run_blocks
+from jaxdiff.networks.layers.stack import run_blocks
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 
-__all__ = ["DiT", "DiTBlock", "presets"]
+__all__ = ["DiT", "DiTConfig", "DiTBlock", "presets"]
 
 
 class DiTBlock(nn.Module):
@@ -28,7 +31,7 @@ class DiTBlock(nn.Module):
     Equation: ``h += g1 * Attention((1 + s1) LN(h) + b1)``; ``h += g2 * MLP((1 + s2) LN(h) + b2)`` with ``(b1, s1, g1,
     b2, s2, g2) = Linear(SiLU(embedding))``, which starts at zero, so that the block starts as the identity.
 
-    Fields: as those of ``DiT``.
+    Fields: as those of ``DiTConfig``.
 
     Reference: Peebles and Xie 2022, section 3.2, arXiv:2212.09748.
     """
@@ -55,32 +58,54 @@ class DiTBlock(nn.Module):
         return h + gate2 * drop(dense(jax.nn.gelu(y, approximate=True), width, "mlp_out", self.dtype))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiTConfig(Architecture):
+    """Diffusion transformer: patches as tokens, the noise level and the label modulate every block."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = False
+    accepts: ClassVar[frozenset[str]] = frozenset({"label", "vector", "image", "variance"})
+    kind: Literal["dit"] = "dit"
+    patch: int = 2
+    """Height and width of a patch, at least 1."""
+    width: int = 1152
+    """Width of the tokens; a multiple of 4 and of heads."""
+    depth: int = 28
+    """Number of blocks."""
+    heads: int = 16
+    """Heads of every attention."""
+    mlp_ratio: int = 4
+    """Width of the inside of an MLP in units of width."""
+    time_scale: float = 1.0
+    """Factor on noise_cond: 1 for steps up to 1000, 1000 for values of order one."""
+    time_endpoint: bool = False
+    """Whether the lowest frequency of the time embedding is 1/10000 (diffusers) or a step short of it."""
+    mlp_epsilon: float = 1e-6
+    """Added to the variance in the normalization before the MLP; 1e-5 in diffusers. All others have 1e-6."""
+    dropout: float = 0.0
+    """Rate on the result of attention and MLP, in [0, 1); published: 0."""
+    scan: bool = False
+    """Compile one block and loop over the depth."""
+    remat: bool = False
+    """Recompute the insides of the blocks in the backward pass: less memory, a third more operations."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.width < 4 or self.width % 4 or self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
+        if min(self.patch, self.depth, self.mlp_ratio) < 1:
+            raise ValueError(
+                f"patch, depth and mlp_ratio must be at least 1, got {self.patch}, {self.depth}, {self.mlp_ratio}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
 class DiT(nn.Module):
     """Transformer over patches: linear patch embedding plus fixed positions, ``depth`` DiT blocks, a linear head.
 
     ``e = MLP(waves(time_scale * noise)) + table[label]`` modulates every block and the head. The head starts at zero
     and every block as the identity; the defaults are the published XL/2 for latents without labels.
-
-    Fields:
-        patch: height and width of a patch, at least 1.
-        width: of the tokens; a multiple of 4 and of ``heads``.
-        depth: number of blocks.
-        heads: of every attention.
-        mlp_ratio: width of the inside of an MLP in units of ``width``.
-        channels: of the images.
-        out_channels: of the output; None for ``channels``. Published networks have 2 * channels: the prediction and
-            the variance.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded; the last one is the null
-            label, and a missing label counts as null.
-        vector_size: 0, or the length of ``cond["vector"]``, which is then added to the embedding.
-        image_channels: 0, or the channels of ``cond["image"]``, which are then concatenated to ``x``.
-        time_scale: factor on ``noise_cond``: 1 for steps up to 1000, 1000 for values of order one.
-        time_endpoint: whether the lowest frequency of the time embedding is 1/10000 (diffusers) or a step short of it.
-        mlp_epsilon: of the normalisation before the MLP; 1e-5 in diffusers. All others have 1e-6.
-        dropout: rate on the result of attention and MLP, in [0, 1); published: 0.
-        scan: loop over the depth; see ``depth.run_blocks``.
-        remat: recompute the insides of blocks in the backward pass.
-        dtype: compute type; parameters, embeddings, statistics, head and output are float32.
 
     Height and width must be multiples of ``patch``; as positions are fixed, any such size can be fed.
 
@@ -90,50 +115,17 @@ class DiT(nn.Module):
     Reference: Peebles and Xie 2022, Scalable diffusion models with transformers, section 3, arXiv:2212.09748.
 
     Example:
-        >>> DiT(patch=4, width=384, depth=12, heads=6, num_classes=1000).depth
-        12
+        >>> DiT(DiTConfig(patch=4, width=384, depth=12, heads=6), Inputs(channels=4, num_classes=1000)).size_factor
+        4
     """
 
-    patch: int = 2
-    width: int = 1152
-    depth: int = 28
-    heads: int = 16
-    mlp_ratio: int = 4
-    channels: int = 4
-    out_channels: int | None = None
-    num_classes: int = 0
-    vector_size: int = 0
-    image_channels: int = 0
-    time_scale: float = 1.0
-    time_endpoint: bool = False
-    mlp_epsilon: float = 1e-6
-    dropout: float = 0.0
-    scan: bool = False
-    remat: Remat = False
-    dtype: DTypeLike = jnp.float32
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        if self.width < 4 or self.width % 4 or self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
-        if min(self.patch, self.depth, self.mlp_ratio, self.channels) < 1:
-            raise ValueError(
-                "patch, depth, mlp_ratio and channels must be at least 1, got "
-                f"{self.patch}, {self.depth}, {self.mlp_ratio}, {self.channels}"
-            )
-        if min(self.num_classes, self.vector_size, self.image_channels) < 0:
-            raise ValueError(
-                "num_classes, vector_size and image_channels must be at least 0, got "
-                f"{self.num_classes}, {self.vector_size}, {self.image_channels}"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        super().__post_init__()
+    config: DiTConfig = DiTConfig()
+    inputs: Inputs = Inputs()
 
     @property
     def size_factor(self) -> int:
         """What height and width must be multiples of."""
-        return self.patch
+        return self.config.patch
 
     @nn.compact
     def __call__(
@@ -152,36 +144,40 @@ class DiT(nn.Module):
             cond: may hold "label", "vector" and "image".
             train: apply dropout (needs the random stream "dropout").
         """
-        check_channels("DiT", x.shape, self.channels)
-        check_divisible(x.shape[1:3], self.patch)
-        x = concat_image(x, cond, self.image_channels)
-        rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
-        tokens = einops.rearrange(space_to_depth(x, self.patch), "b h w c -> b (h w) c")
-        positions = grid_positions(rows, columns, self.width)[None]
-        h = dense(tokens, self.width, "patches", self.dtype) + positions.astype(self.dtype)
+        config, inputs = self.config, self.inputs
+        check_channels("DiT", x.shape, inputs.channels)
+        check_divisible(x.shape[1:3], config.patch)
+        x = concat_image(x, cond, inputs.image)
+        rows, columns = x.shape[1] // config.patch, x.shape[2] // config.patch
+        tokens = einops.rearrange(space_to_depth(x, config.patch), "b h w c -> b (h w) c")
+        positions = grid_positions(rows, columns, config.width)[None]
+        h = dense(tokens, config.width, "patches", inputs.dtype) + positions.astype(inputs.dtype)
         embedding = self._embedding(noise_cond, cond)
         h = run_blocks(
-            lambda name: DiTBlock(self.heads, self.mlp_ratio, self.mlp_epsilon, self.dropout, self.dtype, name=name),
-            self.depth,
+            lambda name: DiTBlock(
+                config.heads, config.mlp_ratio, config.mlp_epsilon, config.dropout, inputs.dtype, name=name
+            ),
+            config.depth,
             h,
             embedding,
             train=train,
-            scan=self.scan,
-            remat=self.remat,
+            scan=config.scan,
+            remat=config.remat and inputs.remat_policy,
         )
-        return PatchHead(self.patch, self.out_channels or self.channels, rows, name="head")(h, embedding)
+        return PatchHead(config.patch, inputs.outputs, rows, name="head")(h, embedding)
 
     def _embedding(self, noise_cond: Array, cond: Cond) -> Array:
         """Noise level, label and vector as one embedding per row, float32."""
+        config, inputs = self.config, self.inputs
         batch = noise_cond.shape[0]
-        embed = TimestepEmbedding(self.width, endpoint=self.time_endpoint, name="time")
-        embedding = embed(self.time_scale * noise_cond.astype(jnp.float32))
-        if self.num_classes:
-            table = declare(self, "label_table", normal(0.02), (self.num_classes + 1, self.width))
-            label = labels_or_null(cond, batch, self.num_classes)
+        embed = TimestepEmbedding(config.width, endpoint=config.time_endpoint, name="time")
+        embedding = embed(config.time_scale * noise_cond.astype(jnp.float32))
+        if inputs.num_classes:
+            table = declare(self, "label_table", normal(0.02), (inputs.num_classes + 1, config.width))
+            label = labels_or_null(cond, batch, inputs.num_classes)
             embedding = embedding + jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)
-        if self.vector_size:
-            embedding = embedding + VectorEmbedding(self.vector_size, self.width, normal(0.02), name="vector")(
+        if inputs.vector:
+            embedding = embedding + VectorEmbedding(inputs.vector, config.width, normal(0.02), name="vector")(
                 cond, batch
             )
         return embedding
@@ -212,9 +208,8 @@ def presets() -> dict[str, Preset]:
     table = {}
     for size, (width, depth, heads) in SIZES.items():
         for patch in (2, 4, 8):
-            build = functools.partial(
-                DiT, patch=patch, width=width, depth=depth, heads=heads, out_channels=8, num_classes=1000
-            )
+            config = DiTConfig(patch=patch, width=width, depth=depth, heads=heads)
+            build = functools.partial(DiT, config, Inputs(channels=4, out_channels=8, num_classes=1000))
             parameters, gflops = _PUBLISHED[f"{size}/{patch}"]
             for pixels, side in ((256, 32), (512, 64)):
                 known = gflops if pixels == 256 else 524.60 if (size, patch) == ("xl", 2) else None

@@ -1,6 +1,8 @@
 """The magnitude-preserving U-Net of EDM2 and its head for the uncertainty of the loss."""
 
-from typing import Literal
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import einops
 import jax
@@ -9,6 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import check_channels, check_divisible, upsample_nearest
 from jaxdiff.networks.layers.embeddings import labels_or_null
@@ -22,13 +25,14 @@ from jaxdiff.networks.layers.magnitude import (
     mp_silu,
     mp_sum,
     normalize,
+    normalize_weights,
     pixel_norm,
 )
-from jaxdiff.networks.layers.stack import Remat, run_block
+from jaxdiff.networks.layers.stack import run_block
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, Params
 
-__all__ = ["EDM2", "EDM2Block", "MPLabel", "Uncertainty", "presets"]
+__all__ = ["EDM2", "EDM2Config", "EDM2Block", "MPLabel", "Uncertainty", "presets"]
 
 
 class MPLabel(nn.Module):
@@ -109,61 +113,41 @@ class EDM2Block(nn.Module):
         return MPLinear(self.features, dtype=self.dtype, name="attention_out")(mixed)
 
 
-class EDM2(nn.Module):
-    """Magnitude-preserving U-Net: no biases, no group norms, weights of fixed length, activations of unit size.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EDM2Config(Architecture):
+    """EDM2's magnitude-preserving U-Net; its weights are normalized after every update."""
 
-    Stem conv3 over the image and a channel of ones; per level ``blocks`` residual blocks in the encoder and one more
-    in the decoder, each with a skip; average and repetition for resampling; two blocks at the bottom, the first
-    with attention; head conv3 with a gain that starts at zero, so that the network first predicts 0. The defaults
-    are EDM2-S without classes. Bring the weights back after every update with ``magnitude.normalize_weights``.
-
-    Fields:
-        dim: width of the first level.
-        dim_mults: width of each level in units of ``dim``; its length is the number of levels.
-        blocks: residual blocks per level, at least 1.
-        attention_levels: levels with self-attention, 0 the finest; the published sizes attend at 16 and 8 pixels.
-        head_dim: channels of a head; divides the width of every level with attention.
-        channels: channels of the images.
-        out_channels: channels of the output; None for ``channels``.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded; the last one is the null
-            label, embedded as zeros, and a missing label counts as null.
-        time_scale: factor on ``noise_cond``: 1 for EDM's ln(sigma)/4, which the waves are made for.
-        dropout: rate inside the residual branches, in [0, 1).
-        label_balance, concat_balance, residual_balance, attention_balance: share in [0, 1] of the label in the
-            embedding, of the skip in a concatenation, of the residual branch, of attention.
-        clip: largest magnitude between blocks, None for any.
-        remat: keep only the inputs of the blocks for the backward pass.
-        dtype: compute type; parameters, embeddings, statistics, head and output are float32.
-
-    Height and width must be multiples of ``2^(levels - 1)``.
-
-    Raises:
-        ValueError: for fields out of range, or an input of the wrong channels or size.
-
-    Reference: Karras et al. 2023, arXiv:2312.02696.
-
-    Example:
-        >>> EDM2(dim=64, num_classes=1000).size_factor
-        8
-    """
-
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    accepts: ClassVar[frozenset[str]] = frozenset({"label", "variance"})
+    project: ClassVar[Callable[[Params], Params] | None] = staticmethod(normalize_weights)
+    kind: Literal["edm2"] = "edm2"
     dim: int = 192
+    """Width of the first level."""
     dim_mults: tuple[int, ...] = (1, 2, 3, 4)
+    """Width of each level in units of dim; its length is the number of levels."""
     blocks: int = 3
+    """Residual blocks per level, at least 1."""
     attention_levels: tuple[int, ...] = (2, 3)
+    """Levels with self-attention, 0 the finest; the published sizes attend at 16 and 8 pixels."""
     head_dim: int = 64
-    channels: int = 4
-    out_channels: int | None = None
-    num_classes: int = 0
+    """Channels of a head; divides the width of every level with attention."""
     time_scale: float = 1.0
+    """Factor on noise_cond: 1 for EDM's ln(sigma)/4, which the waves are made for."""
     dropout: float = 0.0
+    """Rate inside the residual branches, in [0, 1)."""
     label_balance: float = 0.5
+    """Share in [0, 1] of the label in the embedding."""
     concat_balance: float = 0.5
+    """Share in [0, 1] of the skip in a concatenation."""
     residual_balance: float = 0.3
+    """Share in [0, 1] of the residual branch."""
     attention_balance: float = 0.3
+    """Share in [0, 1] of attention."""
     clip: float | None = 256.0
-    remat: Remat = False
-    dtype: DTypeLike = jnp.float32
+    """Largest magnitude between blocks, None for any."""
+    remat: bool = False
+    """Keep only the inputs of the blocks for the backward pass."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -172,10 +156,8 @@ class EDM2(nn.Module):
             raise ValueError(
                 f"dim must be positive, dim_mults one positive multiple or more; got {self.dim}, {self.dim_mults}"
             )
-        if self.blocks < 1 or self.num_classes < 0:
-            raise ValueError(
-                f"blocks must be at least 1 and num_classes at least 0, got {self.blocks}, {self.num_classes}"
-            )
+        if self.blocks < 1:
+            raise ValueError(f"blocks must be at least 1, got {self.blocks}")
         if any(not 0 <= level < levels for level in self.attention_levels):
             raise ValueError(f"attention_levels must be in 0..{levels - 1}, got {self.attention_levels}")
         # The bottom always attends.
@@ -192,12 +174,35 @@ class EDM2(nn.Module):
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.clip is not None and not self.clip > 0.0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
-        super().__post_init__()
+
+
+class EDM2(nn.Module):
+    """Magnitude-preserving U-Net: no biases, no group norms, weights of fixed length, activations of unit size.
+
+    Stem conv3 over the image and a channel of ones; per level ``blocks`` residual blocks in the encoder and one more
+    in the decoder, each with a skip; average and repetition for resampling; two blocks at the bottom, the first
+    with attention; head conv3 with a gain that starts at zero, so that the network first predicts 0. The defaults
+    are EDM2-S without classes. ``EDM2Config.project`` brings the weights back after every update.
+
+    Height and width must be multiples of ``2^(levels - 1)``.
+
+    Raises:
+        ValueError: for fields out of range, or an input of the wrong channels or size.
+
+    Reference: Karras et al. 2023, arXiv:2312.02696.
+
+    Example:
+        >>> EDM2(EDM2Config(dim=64), Inputs(channels=4, num_classes=1000)).size_factor
+        8
+    """
+
+    config: EDM2Config = EDM2Config()
+    inputs: Inputs = Inputs()
 
     @property
     def size_factor(self) -> int:
         """What height and width must be multiples of."""
-        return 2 ** (len(self.dim_mults) - 1)
+        return 2 ** (len(self.config.dim_mults) - 1)
 
     @nn.compact
     def __call__(
@@ -216,24 +221,26 @@ class EDM2(nn.Module):
             cond: may hold "label".
             train: apply dropout (needs the random stream "dropout").
         """
-        check_channels("EDM2", x.shape, self.channels)
+        config, inputs = self.config, self.inputs
+        check_channels("EDM2", x.shape, inputs.channels)
         check_divisible(x.shape[1:3], self.size_factor)
         embedding = self._embedding(noise_cond, cond)
         x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-        h, skips = self._down(MPConv(self.dim, dtype=self.dtype, name="stem")(x), embedding, train)
-        h = self._block(h, embedding, train, "middle_block0", len(self.dim_mults) - 1, encoder=False, attention=True)
-        h = self._block(h, embedding, train, "middle_block1", len(self.dim_mults) - 1, encoder=False, attention=False)
+        h, skips = self._down(MPConv(config.dim, dtype=inputs.dtype, name="stem")(x), embedding, train)
+        h = self._block(h, embedding, train, "middle_block0", len(config.dim_mults) - 1, encoder=False, attention=True)
+        h = self._block(h, embedding, train, "middle_block1", len(config.dim_mults) - 1, encoder=False, attention=False)
         h = self._up(h, skips, embedding, train).astype(jnp.float32)
-        return MPConv(self.out_channels or self.channels, zero_gain=True, name="head")(h)
+        return MPConv(inputs.outputs, zero_gain=True, name="head")(h)
 
     def _embedding(self, noise_cond: Array, cond: Cond) -> Array:
         """Of noise level and label, float32."""
-        features = self.dim * max(self.dim_mults)
-        waves = MPFourier(self.dim, name="noise_waves")(self.time_scale * noise_cond.astype(jnp.float32))
+        config, inputs = self.config, self.inputs
+        features = config.dim * max(config.dim_mults)
+        waves = MPFourier(config.dim, name="noise_waves")(config.time_scale * noise_cond.astype(jnp.float32))
         embedding = MPLinear(features, name="noise")(waves)
-        if self.num_classes:
-            label = MPLabel(self.num_classes, features, name="label")(cond, noise_cond.shape[0])
-            embedding = mp_sum(embedding, label, self.label_balance)
+        if inputs.num_classes:
+            label = MPLabel(inputs.num_classes, features, name="label")(cond, noise_cond.shape[0])
+            embedding = mp_sum(embedding, label, config.label_balance)
         return mp_silu(embedding)
 
     def _block(
@@ -250,47 +257,49 @@ class EDM2(nn.Module):
         features: int | None = None,
     ) -> Array:
         """Run one block; by default of the width of the level, and with attention if the level has it."""
-        features = features or self.dim * self.dim_mults[level]
-        attention = level in self.attention_levels if attention is None else attention
+        config, inputs = self.config, self.inputs
+        features = features or config.dim * config.dim_mults[level]
+        attention = level in config.attention_levels if attention is None else attention
         block = EDM2Block(
             features,
             encoder,
             resample,
-            features // self.head_dim if attention else 0,
-            self.dropout,
-            self.residual_balance,
-            self.attention_balance,
-            self.clip,
-            self.dtype,
+            features // config.head_dim if attention else 0,
+            config.dropout,
+            config.residual_balance,
+            config.attention_balance,
+            config.clip,
+            inputs.dtype,
             name=name,
         )
-        return run_block(block, h, embedding, train=train, remat=self.remat)
+        return run_block(block, h, embedding, train=train, remat=config.remat and inputs.remat_policy)
 
     def _down(self, h: Array, embedding: Array, train: bool) -> tuple[Array, list[Array]]:
         """Encoder: returns the lowest feature map and one skip per block."""
         skips = [h]
-        for level in range(len(self.dim_mults)):
+        for level in range(len(self.config.dim_mults)):
             if level:
                 name, width = f"down{level}_resample", h.shape[-1]
                 h = self._block(
                     h, embedding, train, name, level, encoder=True, attention=False, resample="down", features=width
                 )
                 skips.append(h)
-            for i in range(self.blocks):
+            for i in range(self.config.blocks):
                 h = self._block(h, embedding, train, f"down{level}_block{i}", level, encoder=True)
                 skips.append(h)
         return h, skips
 
     def _up(self, h: Array, skips: list[Array], embedding: Array, train: bool) -> Array:
         """Decoder: consumes the skips from the last to the first."""
-        for level in reversed(range(len(self.dim_mults))):
-            if level + 1 < len(self.dim_mults):
+        config = self.config
+        for level in reversed(range(len(config.dim_mults))):
+            if level + 1 < len(config.dim_mults):
                 name, width = f"up{level}_resample", h.shape[-1]
                 h = self._block(
                     h, embedding, train, name, level, encoder=False, attention=False, resample="up", features=width
                 )
-            for i in range(self.blocks + 1):
-                h = mp_cat(h, skips.pop(), self.concat_balance)
+            for i in range(config.blocks + 1):
+                h = mp_cat(h, skips.pop(), config.concat_balance)
                 h = self._block(h, embedding, train, f"up{level}_block{i}", level, encoder=False)
         return h
 
@@ -350,7 +359,7 @@ def presets() -> dict[str, Preset]:
         dropout = 0.1 if size in ("m", "l", "xl", "xxl") else 0.0
 
         def build() -> EDM2:
-            return EDM2(dim=widths[size], channels=channels, num_classes=1000, dropout=dropout)
+            return EDM2(EDM2Config(dim=widths[size], dropout=dropout), Inputs(channels=channels, num_classes=1000))
 
         source = "Karras et al. 2023, arXiv:2312.02696"
         if size == "xxs":

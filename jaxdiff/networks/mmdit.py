@@ -1,6 +1,8 @@
 """MM-DiT: text and image tokens in two streams with their own weights and one attention over both."""
 
+import dataclasses
 import functools
+from typing import ClassVar, Literal
 
 import einops
 import jax
@@ -11,15 +13,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxdiff.networks.blocks.adaln import PatchHead, TimestepEmbedding, dense, modulate, modulation
+from jaxdiff.networks.inputs import Architecture, Inputs, require_tokens
 from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import Linear, RMSNorm, check_channels, check_divisible, space_to_depth
 from jaxdiff.networks.layers.conditioning import VectorEmbedding, concat_image, tokens_and_mask
 from jaxdiff.networks.layers.initializers import constant, normal
-from jaxdiff.networks.layers.stack import Remat, run_block, run_blocks
+from jaxdiff.networks.layers.stack import run_block, run_blocks
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 
-__all__ = ["MMDiT", "MMDiTBlock", "centred_positions", "presets"]
+__all__ = ["MMDiT", "MMDiTConfig", "MMDiTBlock", "centred_positions", "presets"]
 
 EPSILON = 1e-6
 
@@ -64,7 +67,7 @@ class MMDiTBlock(nn.Module):
     LN(h) + b2)``. The six vectors are ``Linear(SiLU(embedding))``, which starts at zero.
 
     Fields: ``text``: how many of the tokens, the first ones, are text; ``last``: only the image goes on, and text
-    gives no more than keys and values; the others as those of ``MMDiT``.
+    gives no more than keys and values; the others as those of ``MMDiTConfig``.
 
     Reference: Esser et al. 2024, section 4, arXiv:2403.03206; normalised queries and keys: Dehghani et al. 2023,
     arXiv:2302.05442.
@@ -123,33 +126,60 @@ class MMDiTBlock(nn.Module):
         return h + gate2 * drop(dense(jax.nn.gelu(y, approximate=True), width, f"{name}_mlp_out", self.dtype))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MMDiTConfig(Architecture):
+    """MM-DiT: text and image tokens attend jointly, each with weights of its own (data.inputs tokens)."""
+
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = False
+    accepts: ClassVar[frozenset[str]] = frozenset({"vector", "tokens", "image", "variance"})
+    kind: Literal["mmdit"] = "mmdit"
+    patch: int = 2
+    """Height and width of a patch, at least 1."""
+    width: int = 1536
+    """Width of the tokens; a multiple of 4 and of heads."""
+    depth: int = 24
+    """Number of blocks, at least 2."""
+    heads: int = 24
+    """Heads of every attention."""
+    mlp_ratio: int = 4
+    """Width of the inside of an MLP in units of width."""
+    qk_norm: bool = True
+    """Divide queries and keys by their root mean square."""
+    null_tokens: int = 1
+    """How many zero tokens stand in for absent ones; for guidance, as many as there are else."""
+    grid: int = 192
+    """Side of the grid of positions whose middle is used; the most patches along an axis."""
+    base: int = 64
+    """Length of that grid in units of position; see centred_positions."""
+    time_scale: float = 1.0
+    """Factor on noise_cond: 1000 for a flow's t in [0, 1], 1 for steps up to 1000."""
+    dropout: float = 0.0
+    """Rate on the result of attention and MLP, in [0, 1); published: 0."""
+    scan: bool = False
+    """Compile one block and loop over all but the last."""
+    remat: bool = False
+    """Recompute the insides of blocks in the backward pass."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.width < 4 or self.width % 4 or self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
+        if self.depth < 2:
+            raise ValueError(f"depth must be at least 2, got {self.depth}")
+        counts = ("patch", "mlp_ratio", "null_tokens", "grid", "base")
+        if low := [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]:
+            raise ValueError(f"must be at least 1: {', '.join(low)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
 class MMDiT(nn.Module):
     """Transformer over text tokens and patches together, modulated by noise level and a pooled vector.
 
     ``e = MLP(waves(time_scale * noise)) + MLP(vector)`` modulates every block and the head. Text has no positions and
     is dropped after the last block. The head starts at zero and every block as the identity. The published family has
     depth d, width 64 d and d heads.
-
-    Fields:
-        patch: height and width of a patch, at least 1.
-        width: of the tokens; a multiple of 4 and of ``heads``.
-        depth: number of blocks, at least 2.
-        heads: of every attention.
-        mlp_ratio: width of the inside of an MLP in units of ``width``.
-        qk_norm: divide queries and keys by their root mean square.
-        channels: of the images.
-        out_channels: of the output; None for ``channels``.
-        token_width: numbers in one of ``cond["tokens"]``; places that "tokens_mask" leaves out are not attended.
-        null_tokens: how many zero tokens stand in for absent ones; for guidance, as many as there are else.
-        vector_size: 0, or the length of the pooled ``cond["vector"]``.
-        image_channels: 0, or the channels of ``cond["image"]``, which are then concatenated to ``x``.
-        grid: side of the grid of positions whose middle is used; the most patches along an axis.
-        base: its length in units of position; see ``centred_positions``.
-        time_scale: factor on ``noise_cond``: 1000 for a flow's t in [0, 1], 1 for steps up to 1000.
-        dropout: rate on the result of attention and MLP, in [0, 1); published: 0.
-        scan: loop over all blocks but the last; see ``depth.run_blocks``.
-        remat: recompute the insides of blocks in the backward pass.
-        dtype: compute type; parameters, embeddings, statistics, head and output are float32.
 
     Height and width must be multiples of ``patch``.
 
@@ -160,51 +190,22 @@ class MMDiT(nn.Module):
     arXiv:2403.03206.
 
     Example:
-        >>> MMDiT(width=768, depth=12, heads=12, token_width=512).size_factor
+        >>> MMDiT(MMDiTConfig(width=768, depth=12, heads=12), Inputs(channels=16, token_width=512)).size_factor
         2
     """
 
-    patch: int = 2
-    width: int = 1536
-    depth: int = 24
-    heads: int = 24
-    mlp_ratio: int = 4
-    qk_norm: bool = True
-    channels: int = 16
-    out_channels: int | None = None
-    token_width: int = 4096
-    null_tokens: int = 1
-    vector_size: int = 0
-    image_channels: int = 0
-    grid: int = 192
-    base: int = 64
-    time_scale: float = 1.0
-    dropout: float = 0.0
-    scan: bool = False
-    remat: Remat = False
-    dtype: DTypeLike = jnp.float32
+    config: MMDiTConfig = MMDiTConfig()
+    inputs: Inputs = Inputs(channels=16, token_width=4096)
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.width < 4 or self.width % 4 or self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
-        if self.depth < 2:
-            raise ValueError(f"depth must be at least 2, got {self.depth}")
-        counts = ("patch", "mlp_ratio", "channels", "token_width", "null_tokens", "grid", "base")
-        if low := [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]:
-            raise ValueError(f"must be at least 1: {', '.join(low)}")
-        if min(self.vector_size, self.image_channels) < 0:
-            raise ValueError(
-                f"vector_size and image_channels must be at least 0, got {self.vector_size}, {self.image_channels}"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        require_tokens("MMDiT", self.inputs)
         super().__post_init__()
 
     @property
     def size_factor(self) -> int:
         """What height and width must be multiples of."""
-        return self.patch
+        return self.config.patch
 
     @nn.compact
     def __call__(
@@ -223,16 +224,17 @@ class MMDiT(nn.Module):
             cond: may hold "tokens" with "tokens_mask", "vector" and "image".
             train: apply dropout (needs the random stream "dropout").
         """
-        check_channels("MMDiT", x.shape, self.channels)
-        check_divisible(x.shape[1:3], self.patch)
+        config, inputs = self.config, self.inputs
+        check_channels("MMDiT", x.shape, inputs.channels)
+        check_divisible(x.shape[1:3], config.patch)
         batch = x.shape[0]
-        patches = space_to_depth(concat_image(x, cond, self.image_channels), self.patch)
+        patches = space_to_depth(concat_image(x, cond, inputs.image), config.patch)
         rows, columns = patches.shape[1:3]
-        patches = dense(einops.rearrange(patches, "b h w c -> b (h w) c"), self.width, "patches", self.dtype)
-        positions = centred_positions(rows, columns, self.width, grid=self.grid, base=self.base)[None]
-        tokens, filled = tokens_and_mask(cond, batch, self.token_width, absent=self.null_tokens)
-        tokens = dense(tokens, self.width, "tokens", self.dtype)
-        h = jnp.concatenate([tokens, patches + positions.astype(self.dtype)], axis=1)
+        patches = dense(einops.rearrange(patches, "b h w c -> b (h w) c"), config.width, "patches", inputs.dtype)
+        positions = centred_positions(rows, columns, config.width, grid=config.grid, base=config.base)[None]
+        tokens, filled = tokens_and_mask(cond, batch, inputs.token_width, absent=config.null_tokens)
+        tokens = dense(tokens, config.width, "tokens", inputs.dtype)
+        h = jnp.concatenate([tokens, patches + positions.astype(inputs.dtype)], axis=1)
         mask = None
         if filled is not None:
             mask = jnp.pad(filled, ((0, 0), (0, rows * columns)), constant_values=True)[:, None, None]
@@ -240,33 +242,41 @@ class MMDiT(nn.Module):
         make = functools.partial(
             MMDiTBlock,
             tokens.shape[1],
-            self.heads,
-            self.mlp_ratio,
-            self.qk_norm,
-            dropout=self.dropout,
-            dtype=self.dtype,
+            config.heads,
+            config.mlp_ratio,
+            config.qk_norm,
+            dropout=config.dropout,
+            dtype=inputs.dtype,
         )
         h = run_blocks(
             lambda name: make(name=name),
-            self.depth - 1,
+            config.depth - 1,
             h,
             embedding,
             mask,
             train=train,
-            scan=self.scan,
-            remat=self.remat,
+            scan=config.scan,
+            remat=config.remat and inputs.remat_policy,
         )
-        h = run_block(make(last=True, name="last_block"), h, embedding, mask, train=train, remat=self.remat)
-        return PatchHead(self.patch, self.out_channels or self.channels, rows, name="head")(h, embedding)
+        h = run_block(
+            make(last=True, name="last_block"),
+            h,
+            embedding,
+            mask,
+            train=train,
+            remat=config.remat and inputs.remat_policy,
+        )
+        return PatchHead(config.patch, inputs.outputs, rows, name="head")(h, embedding)
 
     def _embedding(self, noise_cond: Array, cond: Cond) -> Array:
         """Noise level and pooled vector as one embedding per row, float32."""
-        embedding = TimestepEmbedding(self.width, name="time")(self.time_scale * noise_cond.astype(jnp.float32))
-        if self.vector_size:
-            hidden = VectorEmbedding(self.vector_size, self.width, normal(0.02), name="vector_in")(
+        config, inputs = self.config, self.inputs
+        embedding = TimestepEmbedding(config.width, name="time")(config.time_scale * noise_cond.astype(jnp.float32))
+        if inputs.vector:
+            hidden = VectorEmbedding(inputs.vector, config.width, normal(0.02), name="vector_in")(
                 cond, noise_cond.shape[0]
             )
-            last = Linear(self.width, kernel_init=normal(0.02), bias_init=constant(0.0), name="vector_out")
+            last = Linear(config.width, kernel_init=normal(0.02), bias_init=constant(0.0), name="vector_out")
             embedding = embedding + last(jax.nn.silu(hidden))
         return embedding
 
@@ -290,16 +300,10 @@ def presets() -> dict[str, Preset]:
     """
     table = {}
     for (depth, qk_norm), published in _PUBLISHED.items():
-        build = functools.partial(
-            MMDiT,
-            width=64 * depth,
-            depth=depth,
-            heads=depth,
-            qk_norm=qk_norm,
-            null_tokens=154,
-            vector_size=2048,
-            time_scale=1000.0,
+        config = MMDiTConfig(
+            width=64 * depth, depth=depth, heads=depth, qk_norm=qk_norm, null_tokens=154, time_scale=1000.0
         )
+        build = functools.partial(MMDiT, config, Inputs(channels=16, token_width=4096, vector=2048))
         cond = {
             "tokens": jax.ShapeDtypeStruct((1, 154, 4096), jnp.float32),
             "vector": jax.ShapeDtypeStruct((1, 2048), jnp.float32),

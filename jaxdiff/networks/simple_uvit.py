@@ -1,6 +1,8 @@
 """The U-ViT of simple diffusion: convolutions at the fine levels of a U-Net, a deep transformer at the lowest one."""
 
+import dataclasses
 import functools
+from typing import ClassVar, Literal
 
 import einops
 import jax
@@ -10,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.blocks.adaln import TimestepEmbedding, modulate
+from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import (
     Conv,
@@ -25,11 +28,11 @@ from jaxdiff.networks.layers import (
 from jaxdiff.networks.layers.conditioning import VectorEmbedding, concat_image
 from jaxdiff.networks.layers.embeddings import grid_positions, labels_or_null
 from jaxdiff.networks.layers.initializers import constant, declare, normal
-from jaxdiff.networks.layers.stack import Remat, run_block, run_blocks
+from jaxdiff.networks.layers.stack import run_block, run_blocks
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 
-__all__ = ["ResidualBlock", "SimpleUViT", "TransformerBlock", "presets"]
+__all__ = ["ResidualBlock", "SimpleUViT", "SimpleUViTConfig", "TransformerBlock", "presets"]
 
 ZERO = constant(0.0)
 
@@ -91,71 +94,42 @@ class TransformerBlock(nn.Module):
         return h + last(name="mlp_out")(drop(jax.nn.gelu(y, approximate=True)))
 
 
-class SimpleUViT(nn.Module):
-    """U-Net whose lowest level is a transformer without skip connections inside.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimpleUViTConfig(Architecture):
+    """UViT of simple diffusion: convolutions at the fine levels, a transformer at the lowest."""
 
-    Patches, conv3, per level residual blocks and average pooling down; the transformer; per level nearest upsampling
-    and one residual block more than down, each with a skip; conv3, pixels. The head starts at zero.
-
-    Published are widths, numbers of blocks, heads and dropout. Open, and chosen here: fixed sine-cosine positions, the
-    place of the modulation in a transformer block, and plain patches where the authors have wavelets.
-
-    Fields:
-        patch: height and width of a patch, 1 for pixels.
-        dim: width of the first level; even, a multiple of ``groups``.
-        dim_mults: widths of the levels with convolutions in units of ``dim``.
-        blocks: residual blocks on the way down at each of these levels.
-        width: of the tokens of the transformer; a multiple of 4 and of ``heads``.
-        depth: transformer blocks.
-        heads: of every attention.
-        mlp_ratio: width of the inside of an MLP in units of ``width``.
-        embedding: width of the embedding of noise level and label.
-        groups: of every GroupNorm.
-        channels: of the images.
-        out_channels: of the output; None for ``channels``.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded; the last one is the null
-            label, and a missing label counts as null.
-        vector_size: 0, or the length of ``cond["vector"]``, which is then added to the embedding.
-        image_channels: 0, or the channels of ``cond["image"]``, which are then concatenated to ``x``.
-        time_scale: factor on ``noise_cond``: 1000 for values of order one.
-        dropout: rate inside the transformer, in [0, 1).
-        scan: loop over the transformer blocks; see ``depth.run_blocks``.
-        remat: recompute the insides of blocks in the backward pass.
-        dtype: compute type; parameters, embeddings, statistics, head and output are float32.
-
-    Height and width must be multiples of ``patch * 2^levels``.
-
-    Raises:
-        ValueError: for fields out of range, or an input of the wrong channels or size.
-
-    Reference: Hoogeboom et al. 2023, simple diffusion: end-to-end diffusion for high resolution images,
-    arXiv:2301.11093.
-
-    Example:
-        >>> SimpleUViT(dim=32, width=128, depth=4).size_factor
-        8
-    """
-
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    accepts: ClassVar[frozenset[str]] = frozenset({"label", "vector", "image", "variance"})
+    kind: Literal["simple_uvit"] = "simple_uvit"
     patch: int = 1
+    """Height and width of a patch, 1 for pixels."""
     dim: int = 128
+    """Width of the first level; even, a multiple of groups."""
     dim_mults: tuple[int, ...] = (1, 2, 4)
+    """Widths of the levels with convolutions in units of dim."""
     blocks: tuple[int, ...] = (2, 2, 2)
+    """Residual blocks on the way down at each of these levels."""
     width: int = 2048
+    """Width of the tokens of the transformer; a multiple of 4 and of heads."""
     depth: int = 36
+    """Transformer blocks."""
     heads: int = 4
+    """Heads of every attention."""
     mlp_ratio: int = 4
+    """Width of the inside of an MLP in units of width."""
     embedding: int = 1024
+    """Width of the embedding of noise level and label."""
     groups: int = 32
-    channels: int = 3
-    out_channels: int | None = None
-    num_classes: int = 0
-    vector_size: int = 0
-    image_channels: int = 0
+    """Groups of every GroupNorm."""
     time_scale: float = 1.0
+    """Factor on noise_cond: 1000 for values of order one."""
     dropout: float = 0.0
+    """Rate inside the transformer, in [0, 1)."""
     scan: bool = False
-    remat: Remat = False
-    dtype: DTypeLike = jnp.float32
+    """Compile one transformer block and loop over the depth."""
+    remat: bool = False
+    """Recompute the insides of blocks in the backward pass."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -167,16 +141,39 @@ class SimpleUViT(nn.Module):
             raise ValueError(f"dim_mults and blocks need one entry per level, got {self.dim_mults} and {self.blocks}")
         if min(*self.dim_mults, *self.blocks, self.patch, self.depth, self.mlp_ratio, self.embedding) < 1:
             raise ValueError("dim_mults, blocks, patch, depth, mlp_ratio and embedding must be at least 1")
-        if min(self.num_classes, self.vector_size, self.image_channels) < 0:
-            raise ValueError("num_classes, vector_size and image_channels must be at least 0")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        super().__post_init__()
+
+
+class SimpleUViT(nn.Module):
+    """U-Net whose lowest level is a transformer without skip connections inside.
+
+    Patches, conv3, per level residual blocks and average pooling down; the transformer; per level nearest upsampling
+    and one residual block more than down, each with a skip; conv3, pixels. The head starts at zero.
+
+    Published are widths, numbers of blocks, heads and dropout. Open, and chosen here: fixed sine-cosine positions, the
+    place of the modulation in a transformer block, and plain patches where the authors have wavelets.
+
+    Height and width must be multiples of ``patch * 2^levels``.
+
+    Raises:
+        ValueError: for fields out of range, or an input of the wrong channels or size.
+
+    Reference: Hoogeboom et al. 2023, simple diffusion: end-to-end diffusion for high resolution images,
+    arXiv:2301.11093.
+
+    Example:
+        >>> SimpleUViT(SimpleUViTConfig(dim=32, width=128, depth=4)).size_factor
+        8
+    """
+
+    config: SimpleUViTConfig = SimpleUViTConfig()
+    inputs: Inputs = Inputs()
 
     @property
     def size_factor(self) -> int:
         """What height and width must be multiples of."""
-        return self.patch * 2 ** len(self.dim_mults)
+        return self.config.patch * 2 ** len(self.config.dim_mults)
 
     @nn.compact
     def __call__(
@@ -195,62 +192,66 @@ class SimpleUViT(nn.Module):
             cond: may hold "label", "vector" and "image".
             train: apply dropout (needs the random stream "dropout").
         """
-        check_channels("SimpleUViT", x.shape, self.channels)
+        config, inputs = self.config, self.inputs
+        check_channels("SimpleUViT", x.shape, inputs.channels)
         check_divisible(x.shape[1:3], self.size_factor)
         embedding = self._embedding(noise_cond, cond)
-        h = space_to_depth(concat_image(x, cond, self.image_channels), self.patch)
-        h = Conv(self.dim, dtype=self.dtype, name="stem")(h)
+        h = space_to_depth(concat_image(x, cond, inputs.image), config.patch)
+        h = Conv(config.dim, dtype=inputs.dtype, name="stem")(h)
         skips = [h]
-        for level, (mult, number) in enumerate(zip(self.dim_mults, self.blocks, strict=True)):
+        for level, (mult, number) in enumerate(zip(config.dim_mults, config.blocks, strict=True)):
             if level:
                 h = _average_pool(h)
                 skips.append(h)
             for i in range(number):
-                h = self._block(h, embedding, self.dim * mult, train, f"down{level}_block{i}")
+                h = self._block(h, embedding, config.dim * mult, train, f"down{level}_block{i}")
                 skips.append(h)
         h = self._transformer(_average_pool(h), embedding, train)
-        for level in reversed(range(len(self.dim_mults))):
-            width = self.dim * self.dim_mults[level]
-            h = Conv(width, dtype=self.dtype, upsampled=True, name=f"up{level}_resample")(h)
-            for i in range(self.blocks[level] + 1):
+        for level in reversed(range(len(config.dim_mults))):
+            width = config.dim * config.dim_mults[level]
+            h = Conv(width, dtype=inputs.dtype, upsampled=True, name=f"up{level}_resample")(h)
+            for i in range(config.blocks[level] + 1):
                 joint = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(joint, embedding, width, train, f"up{level}_block{i}")
-        h = jax.nn.silu(GroupNorm(self.groups, name="norm")(h)).astype(jnp.float32)
-        outputs = self.patch**2 * (self.out_channels or self.channels)
-        return depth_to_space(Conv(outputs, kernel_init=ZERO, bias_init=ZERO, name="head")(h), self.patch)
+        h = jax.nn.silu(GroupNorm(config.groups, name="norm")(h)).astype(jnp.float32)
+        outputs = config.patch**2 * inputs.outputs
+        return depth_to_space(Conv(outputs, kernel_init=ZERO, bias_init=ZERO, name="head")(h), config.patch)
 
     def _block(self, h: Array, embedding: Array, width: int, train: bool, name: str) -> Array:
-        block = ResidualBlock(width, self.groups, self.dtype, name=name)
-        return run_block(block, h, embedding, train=train, remat=self.remat)
+        config, inputs = self.config, self.inputs
+        block = ResidualBlock(width, config.groups, inputs.dtype, name=name)
+        return run_block(block, h, embedding, train=train, remat=config.remat and inputs.remat_policy)
 
     def _transformer(self, h: Array, embedding: Array, train: bool) -> Array:
         """The lowest level; returns as many channels as it got."""
+        config, inputs = self.config, self.inputs
         rows, columns, features = h.shape[1:]
-        tokens = Linear(self.width, dtype=self.dtype, name="tokens_in")(einops.rearrange(h, "b h w c -> b (h w) c"))
-        tokens = tokens + grid_positions(rows, columns, self.width)[None].astype(self.dtype)
+        tokens = Linear(config.width, dtype=inputs.dtype, name="tokens_in")(einops.rearrange(h, "b h w c -> b (h w) c"))
+        tokens = tokens + grid_positions(rows, columns, config.width)[None].astype(inputs.dtype)
         tokens = run_blocks(
-            lambda name: TransformerBlock(self.heads, self.mlp_ratio, self.dropout, self.dtype, name=name),
-            self.depth,
+            lambda name: TransformerBlock(config.heads, config.mlp_ratio, config.dropout, inputs.dtype, name=name),
+            config.depth,
             tokens,
             embedding,
             train=train,
-            scan=self.scan,
-            remat=self.remat,
+            scan=config.scan,
+            remat=config.remat and inputs.remat_policy,
         )
-        h = Linear(features, dtype=self.dtype, name="tokens_out")(LayerNorm(name="tokens_norm")(tokens))
+        h = Linear(features, dtype=inputs.dtype, name="tokens_out")(LayerNorm(name="tokens_norm")(tokens))
         return einops.rearrange(h, "b (h w) c -> b h w c", h=rows)
 
     def _embedding(self, noise_cond: Array, cond: Cond) -> Array:
         """Noise level, label and vector as one embedding per row, float32."""
+        config, inputs = self.config, self.inputs
         batch = noise_cond.shape[0]
-        embed = TimestepEmbedding(self.embedding, self.dim, name="time")
-        embedding = embed(self.time_scale * noise_cond.astype(jnp.float32))
-        if self.num_classes:
-            table = declare(self, "label_table", normal(0.02), (self.num_classes + 1, self.embedding))
-            label = labels_or_null(cond, batch, self.num_classes)
+        embed = TimestepEmbedding(config.embedding, config.dim, name="time")
+        embedding = embed(config.time_scale * noise_cond.astype(jnp.float32))
+        if inputs.num_classes:
+            table = declare(self, "label_table", normal(0.02), (inputs.num_classes + 1, config.embedding))
+            label = labels_or_null(cond, batch, inputs.num_classes)
             embedding = embedding + jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)
-        if self.vector_size:
-            vector = VectorEmbedding(self.vector_size, self.embedding, normal(0.02), name="vector")
+        if inputs.vector:
+            vector = VectorEmbedding(inputs.vector, config.embedding, normal(0.02), name="vector")
             embedding = embedding + vector(cond, batch)
         return embedding
 
@@ -267,7 +268,7 @@ def presets() -> dict[str, Preset]:
         "Hoogeboom et al. 2023, arXiv:2301.11093: about 2e9 parameters; wavelets there where there are patches here"
     )
     for side, patch in ((128, 1), (256, 2), (512, 4)):
-        build = functools.partial(SimpleUViT, patch=patch, num_classes=1000, dropout=0.2)
+        build = functools.partial(SimpleUViT, SimpleUViTConfig(patch=patch, dropout=0.2), Inputs(num_classes=1000))
         cond = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
         source = (
             "Hoogeboom et al. 2023, arXiv:2301.11093: about 2e9 parameters; wavelets there where there are patches here"

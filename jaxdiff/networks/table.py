@@ -25,6 +25,7 @@ from jaxdiff.networks import (
 )
 from jaxdiff.networks.adapters import as_network, count_params, param_shapes
 from jaxdiff.networks.ddpm_unet import DDPMUNet
+from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.kernels.forms import plain_forms
 from jaxdiff.networks.preset import Preset
 from jaxdiff.networks.toy_unet import ToyUNet
@@ -55,10 +56,10 @@ class Row(NamedTuple):
 
 
 def _teaching() -> dict[str, Preset]:
-    source = "counted in the published code"
+    source, gray = "counted in the published code", Inputs(channels=1)
     return {
-        "playground-toy": Preset(ToyUNet, (28, 28, 1), parameters=203_777, source=source),
-        "playground-ddpm": Preset(DDPMUNet, (28, 28, 1), parameters=2_020_257, source=source),
+        "playground-toy": Preset(lambda: ToyUNet(inputs=gray), (28, 28, 1), parameters=203_777, source=source),
+        "playground-ddpm": Preset(lambda: DDPMUNet(inputs=gray), (28, 28, 1), parameters=2_020_257, source=source),
     }
 
 

@@ -1,19 +1,65 @@
 """The U-Net of denoising-diffusion-pytorch for signals, one spatial axis."""
 
-from typing import Literal
+import dataclasses
+from typing import ClassVar, Literal
 
-import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.blocks.lucidrains_unet import RMSUNetBody, RMSUNetEmbedding, check_unet_fields, for_each_level
+from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers.conditioning import concat_image
-from jaxdiff.networks.layers.stack import Remat
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 
-__all__ = ["Unet1D", "presets"]
+__all__ = ["Unet1D", "Unet1DConfig", "presets"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unet1DConfig(Architecture):
+    """The U-Net of denoising-diffusion-pytorch for signals (length, channels)."""
+
+    takes: ClassVar[str] = "signal"
+    convolutional: ClassVar[bool] = True
+    accepts: ClassVar[frozenset[str]] = frozenset({"label", "image", "variance"})
+    kind: Literal["unet1d"] = "unet1d"
+    dim: int = 64
+    """Width of the first level; even, at least 4."""
+    dim_mults: tuple[int, ...] = (1, 2, 4, 8)
+    """Width of each level in units of dim; its length is the number of levels."""
+    init_dim: int | None = None
+    """Width of the stem; None for dim."""
+    heads: int | tuple[int, ...] = 4
+    """Heads of every attention, or one number per level and one for the middle."""
+    head_dim: int | tuple[int, ...] = 32
+    """Channels of every head, or one number per level and one for the middle."""
+    embedding: Literal["sinusoidal", "learned", "random"] = "sinusoidal"
+    """Embedding of the noise level: "sinusoidal"; "learned" or "random" Fourier features of fourier_dim."""
+    fourier_dim: int = 16
+    """Even number of Fourier features, beside which the level itself enters."""
+    frequencies: tuple[float, ...] = ()
+    """Frequencies of the "random" features, fourier_dim / 2 constants; empty for a fixed draw."""
+    max_period: float = 10_000.0
+    """Longest period of the sinusoidal embedding, in units of its shortest."""
+    time_scale: float = 1.0
+    """Factor on noise_cond: 1 for steps 1..T, 1000 for values of order one ("sinusoidal")."""
+    dropout: float = 0.0
+    """Rate in the middle of every residual block, in [0, 1)."""
+    remat: bool = False
+    """Keep only the inputs of blocks and attentions for the backward pass."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_unet_fields(
+            dim=self.dim,
+            dim_mults=self.dim_mults,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            embedding=self.embedding,
+            fourier_dim=self.fourier_dim,
+            frequencies=self.frequencies,
+            dropout=self.dropout,
+        )
 
 
 class Unet1D(nn.Module):
@@ -21,22 +67,6 @@ class Unet1D(nn.Module):
 
     Stem 7 wide; per level two residual blocks and an attention, two concatenated skips; convolution 4 wide of
     stride 2 down, nearest and 3 wide up; the stem's features join before the last residual block; head 1 wide.
-
-    Fields:
-        dim: width of the first level; even, at least 4.
-        dim_mults: width of each level in units of ``dim``; its length is the number of levels.
-        channels: channels of the signals.
-        out_channels: channels of the output; None for ``channels``, twice as many for a learned variance.
-        image_channels: channels of ``cond["image"]``, here (batch, length, image_channels), concatenated to x; zeros
-            where it is absent; as many as ``channels`` for self-conditioning.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded beside the noise level,
-            the last one is the null label, and a missing label counts as null. (The published network has none.)
-        init_dim: width of the stem; None for ``dim``.
-        heads, head_dim: of every attention, or one per level and one for the middle.
-        embedding, fourier_dim, frequencies, max_period, time_scale: of the noise level, as in ``unet.Unet``.
-        dropout: rate in the middle of every residual block, in [0, 1).
-        dtype: compute type; parameters, embeddings, statistics and output are float32.
-        remat: keep only the inputs of blocks and attentions for the backward pass.
 
     Raises:
         ValueError: for fields out of range, an input of the wrong channels, or a length that is no multiple of
@@ -46,48 +76,24 @@ class Unet1D(nn.Module):
     arXiv:2006.11239.
 
     Example:
-        >>> Unet1D(dim=8, dim_mults=(1, 2), channels=2).size_factor
+        >>> Unet1D(Unet1DConfig(dim=8, dim_mults=(1, 2)), Inputs(channels=2)).size_factor
         2
     """
 
-    dim: int = 64
-    dim_mults: tuple[int, ...] = (1, 2, 4, 8)
-    channels: int = 3
-    out_channels: int | None = None
-    image_channels: int = 0
-    num_classes: int = 0
-    init_dim: int | None = None
-    heads: int | tuple[int, ...] = 4
-    head_dim: int | tuple[int, ...] = 32
-    embedding: Literal["sinusoidal", "learned", "random"] = "sinusoidal"
-    fourier_dim: int = 16
-    frequencies: tuple[float, ...] = ()
-    max_period: float = 10_000.0
-    time_scale: float = 1.0
-    dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
-    remat: Remat = False
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        check_unet_fields(self)
-        if self.num_classes < 0 or self.image_channels < 0:
-            raise ValueError(
-                f"num_classes and image_channels must be at least 0, got {self.num_classes}, {self.image_channels}"
-            )
-        super().__post_init__()
+    config: Unet1DConfig = Unet1DConfig()
+    inputs: Inputs = Inputs()
 
     @property
     def size_factor(self) -> int:
         """What the length must be a multiple of."""
-        return 2 ** (len(self.dim_mults) - 1)
+        return 2 ** (len(self.config.dim_mults) - 1)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 3:
             raise ValueError(f"Unet1D takes signals (batch, length, channels), got shape {shape}")
-        if shape[-1] != self.channels:
+        if shape[-1] != self.inputs.channels:
             raise ValueError(
-                f"Unet1D was built for channels={self.channels} but got an input with {shape[-1]} channels "
+                f"Unet1D was built for channels={self.inputs.channels} but got an input with {shape[-1]} channels "
                 f"(shape {shape}, channels last); build it with channels={shape[-1]}"
             )
         if shape[1] == 0 or shape[1] % self.size_factor:
@@ -110,37 +116,42 @@ class Unet1D(nn.Module):
             cond: may hold "label" and "image".
             train: apply dropout (needs the random stream "dropout").
         """
+        config, inputs = self.config, self.inputs
         self._check(x.shape)
-        levels = len(self.dim_mults)
+        levels = len(config.dim_mults)
         embedding = RMSUNetEmbedding(
-            self.dim,
-            self.embedding,
-            self.fourier_dim,
-            self.frequencies,
-            self.max_period,
-            self.time_scale,
-            self.num_classes,
+            config.dim,
+            config.embedding,
+            config.fourier_dim,
+            config.frequencies,
+            config.max_period,
+            config.time_scale,
+            inputs.num_classes,
             name="embedding",
         )(noise_cond, cond)
         body = RMSUNetBody(
-            self.dim,
-            self.init_dim or self.dim,
-            self.dim_mults,
-            self.out_channels or self.channels,
+            config.dim,
+            config.init_dim or config.dim,
+            config.dim_mults,
+            inputs.outputs,
             full_attention=(False,) * levels,
-            heads=for_each_level(self.heads, levels),
-            head_dim=for_each_level(self.head_dim, levels),
+            heads=for_each_level(config.heads, levels),
+            head_dim=for_each_level(config.head_dim, levels),
             memory=0,
             strided=True,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            remat=self.remat,
+            dropout=config.dropout,
+            dtype=inputs.dtype,
+            remat=config.remat and inputs.remat_policy,
             name="body",
         )
-        return body(concat_image(x, cond, self.image_channels), embedding, train=train)
+        return body(concat_image(x, cond, inputs.image), embedding, train=train)
 
 
 def presets() -> dict[str, Preset]:
     """The package's example, signals of length 128: parameters counted in it."""
     source = "denoising-diffusion-pytorch 2.3.4, counted by building it"
-    return {"unet1d-64": Preset(lambda: Unet1D(channels=32), (128, 32), parameters=14_869_408, source=source)}
+    return {
+        "unet1d-64": Preset(
+            lambda: Unet1D(Unet1DConfig(), Inputs(channels=32)), (128, 32), parameters=14_869_408, source=source
+        )
+    }

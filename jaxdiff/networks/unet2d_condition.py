@@ -1,12 +1,12 @@
 """The U-Net of Stable Diffusion (diffusers' UNet2DConditionModel): attention to tokens at most levels."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.blocks.diffusers_unet import (
@@ -19,83 +19,55 @@ from jaxdiff.networks.blocks.diffusers_unet import (
     down_path,
     up_path,
 )
+from jaxdiff.networks.inputs import Architecture, Inputs, require_tokens
 from jaxdiff.networks.layers import Conv, GroupNorm, Linear, check_channels, check_divisible
 from jaxdiff.networks.layers.conditioning import concat_image, read_input, tokens_and_mask
 from jaxdiff.networks.layers.embeddings import sinusoidal_embedding
-from jaxdiff.networks.layers.stack import Remat
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 
-__all__ = ["UNet2DCondition", "presets", "size_vector"]
+__all__ = ["UNet2DCondition", "UNet2DConditionConfig", "presets", "size_vector"]
 
 
-class UNet2DCondition(nn.Module):
-    """U-Net whose residual blocks are followed by transformers that attend to tokens.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNet2DConditionConfig(Architecture):
+    """Stable Diffusion's U-Net: cross-attention to tokens (data.inputs tokens)."""
 
-    Stem 3x3; per level ``blocks`` residual blocks down and ``blocks + 1`` up, each followed by a transformer if the
-    level attends; a residual block, a transformer and a residual block in the middle; strided convolutions down,
-    nearest neighbours and convolutions up, all feature maps joined; GroupNorm, SiLU, head 3x3. The defaults are Stable
-    Diffusion 1.5 with 859,520,964 parameters.
-
-    Fields:
-        channels: channels of the latents.
-        out_channels: channels of the output; None for ``channels``.
-        image_channels: of ``cond["image"]``, concatenated to the latents: 5 for inpainting (mask, masked latents).
-        widths: channels of each level, multiples of ``groups``; the first one is even.
-        blocks: residual blocks per level on the way down.
-        attends: whether each level has transformers, from the highest resolution on; the same down and up.
-        heads: attention heads of each level (what diffusers calls attention_head_dim).
-        depths: blocks of each transformer, per level.
-        token_width: of ``cond["tokens"]``.
-        vector_size: of ``cond["vector"]``, embedded and added to the embedding of the noise; 0 for none. NaN in a row
-            (or no vector at all) counts as zeros: these networks have no learned null vector.
-        middle: whether there are blocks in the middle.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded, the last one is the null
-            label, and a missing label counts as null. A model of diffusers with N class embeddings has N - 1 here.
-        linear_projection: how published weights store the first and last layer of a transformer: as linear layers, or
-            as 1x1 convolutions. The function is the same.
-        cosine_first, endpoint: of the sinusoid of the noise level, see ``sinusoidal_embedding``.
-        time_scale: factor on ``noise_cond``: 1 for steps, 1000 for EDM's ln(sigma)/4 or a flow's t in [0, 1].
-        padding: zeros before and after rows and columns at strided convolutions.
-        groups, epsilon: of every GroupNorm (transformers: 1e-6).
-        dropout: rate in residual blocks, in [0, 1).
-        dtype: compute type; parameters, embeddings, statistics and output are float32.
-        remat: recompute each block in the backward pass instead of storing its insides.
-
-    Height and width must be multiples of ``2^(levels - 1)``.
-
-    Raises:
-        ValueError: for fields out of range, or an input of the wrong channels or size.
-
-    Reference: Rombach et al. 2021, arXiv:2112.10752; vector and depths: Podell et al. 2023, arXiv:2307.01952.
-
-    Example:
-        >>> UNet2DCondition(widths=(32, 64), attends=(True, False), heads=(4, 4), depths=(1, 1)).size_factor
-        2
-    """
-
-    channels: int = 4
-    out_channels: int | None = None
-    image_channels: int = 0
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = True
+    accepts: ClassVar[frozenset[str]] = frozenset({"label", "vector", "tokens", "image", "variance"})
+    kind: Literal["unet2d_condition"] = "unet2d_condition"
     widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    """Channels of each level, multiples of groups; the first one is even."""
     blocks: int = 2
+    """Residual blocks per level on the way down."""
     attends: tuple[bool, ...] = (True, True, True, False)
+    """Whether each level has transformers, from the highest resolution on; the same down and up."""
     heads: tuple[int, ...] = (8, 8, 8, 8)
+    """Attention heads of each level (what diffusers calls attention_head_dim)."""
     depths: tuple[int, ...] = (1, 1, 1, 1)
-    token_width: int = 768
-    vector_size: int = 0
+    """Blocks of each transformer, per level."""
     middle: bool = True
-    num_classes: int = 0
+    """Whether there are blocks in the middle."""
     linear_projection: bool = False
+    """How published weights store the first and last layer of a transformer: as linear layers, or as 1x1 convolutions.
+    The function is the same."""
     cosine_first: bool = True
+    """Whether the cosines come first in the sinusoid of the noise level."""
     endpoint: bool = False
+    """Whether its lowest frequency is 1/10000, or a step short of it."""
     time_scale: float = 1.0
+    """Factor on noise_cond: 1 for steps, 1000 for EDM's ln(sigma)/4 or a flow's t in [0, 1]."""
     padding: tuple[int, int] = (1, 1)
+    """Zeros before and after rows and columns at strided convolutions."""
     groups: int = 32
+    """Groups of every GroupNorm."""
     epsilon: float = 1e-5
+    """Added to the variance in every GroupNorm (transformers: 1e-6)."""
     dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
-    remat: Remat = False
+    """Rate in residual blocks, in [0, 1)."""
+    remat: bool = False
+    """Recompute each block in the backward pass instead of storing its insides."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -113,15 +85,42 @@ class UNet2DCondition(nn.Module):
             raise ValueError(f"depths must be at least 1, got {self.depths}")
         if min(self.padding) < 0 or sum(self.padding) not in (1, 2):
             raise ValueError(f"padding must be (0, 1) or (1, 1) to halve sizes, got {self.padding}")
-        for name in ("num_classes", "image_channels", "vector_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+
+class UNet2DCondition(nn.Module):
+    """U-Net whose residual blocks are followed by transformers that attend to tokens.
+
+    Stem 3x3; per level ``blocks`` residual blocks down and ``blocks + 1`` up, each followed by a transformer if the
+    level attends; a residual block, a transformer and a residual block in the middle; strided convolutions down,
+    nearest neighbours and convolutions up, all feature maps joined; GroupNorm, SiLU, head 3x3. The defaults are Stable
+    Diffusion 1.5 with 859,520,964 parameters. These networks have no learned null vector: NaN in a row of
+    ``cond["vector"]`` (or no vector at all) counts as zeros.
+
+    Height and width must be multiples of ``2^(levels - 1)``.
+
+    Raises:
+        ValueError: for fields out of range, or an input of the wrong channels or size.
+
+    Reference: Rombach et al. 2021, arXiv:2112.10752; vector and depths: Podell et al. 2023, arXiv:2307.01952.
+
+    Example:
+        >>> config = UNet2DConditionConfig(widths=(32, 64), attends=(True, False), heads=(4, 4), depths=(1, 1))
+        >>> UNet2DCondition(config, Inputs(channels=4, token_width=768)).size_factor
+        2
+    """
+
+    config: UNet2DConditionConfig = UNet2DConditionConfig()
+    inputs: Inputs = Inputs(channels=4, token_width=768)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        require_tokens("UNet2DCondition", self.inputs)
         super().__post_init__()
 
     @property
     def size_factor(self) -> int:
         """What height and width must be multiples of."""
-        return 2 ** (len(self.widths) - 1)
+        return 2 ** (len(self.config.widths) - 1)
 
     @nn.compact
     def __call__(
@@ -140,28 +139,36 @@ class UNet2DCondition(nn.Module):
             cond: may hold "tokens" (batch, n, token_width), "tokens_mask", "vector", "label" and "image".
             train: apply dropout (needs the random stream "dropout").
         """
-        check_channels("UNet2DCondition", x.shape, self.channels)
+        config, inputs = self.config, self.inputs
+        check_channels("UNet2DCondition", x.shape, inputs.channels)
         check_divisible(x.shape[1:3], self.size_factor)
-        tokens, mask = tokens_and_mask(cond, x.shape[0], self.token_width)
+        tokens, mask = tokens_and_mask(cond, x.shape[0], inputs.token_width)
         embedding = self._embedding(noise_cond, cond)
-        path = Path(self._block, embedding, (tokens, mask), train, self.remat, self.dtype)
-        h = Conv(self.widths[0], dtype=self.dtype, name="stem")(concat_image(x, cond, self.image_channels))
-        h, skips = down_path(h, self._levels("down"), path, padding=self.padding)
-        if self.middle:
-            h = path.middle(h, self._attention(len(self.widths) - 1)("middle_attention0"))
+        path = Path(self._block, embedding, (tokens, mask), train, config.remat and inputs.remat_policy, inputs.dtype)
+        h = Conv(config.widths[0], dtype=inputs.dtype, name="stem")(concat_image(x, cond, inputs.image))
+        h, skips = down_path(h, self._levels("down"), path, padding=config.padding)
+        if config.middle:
+            h = path.middle(h, self._attention(len(config.widths) - 1)("middle_attention0"))
         h = up_path(h, self._levels("up"), path, skips).astype(jnp.float32)
-        h = jax.nn.silu(GroupNorm(self.groups, self.epsilon, name="head_norm")(h))
-        return Conv(self.out_channels or self.channels, name="head")(h)
+        h = jax.nn.silu(GroupNorm(config.groups, config.epsilon, name="head_norm")(h))
+        return Conv(inputs.outputs, name="head")(h)
 
     def _embedding(self, noise_cond: Array, cond: Cond) -> Array:
         """Embedding of noise level, label and vector."""
-        features = 4 * self.widths[0]
+        config, inputs = self.config, self.inputs
+        features = 4 * config.widths[0]
         embedding = StepEmbedding(
-            features, self.widths[0], self.time_scale, self.cosine_first, self.endpoint, self.num_classes, name="noise"
+            features,
+            config.widths[0],
+            config.time_scale,
+            config.cosine_first,
+            config.endpoint,
+            inputs.num_classes,
+            name="noise",
         )(noise_cond, cond)
-        if not self.vector_size:
+        if not inputs.vector:
             return embedding
-        shape = (noise_cond.shape[0], self.vector_size)
+        shape = (noise_cond.shape[0], inputs.vector)
         vector = read_input(cond, "vector", shape)
         if vector is None:
             vector = jnp.zeros(shape)
@@ -170,24 +177,33 @@ class UNet2DCondition(nn.Module):
         return embedding + Linear(features, name="vector_linear2")(hidden)
 
     def _block(self, width: int, resample: Literal["down", "up"] | None, name: str) -> nn.Module:
+        config = self.config
         return ResidualBlock(
-            width, self.groups, self.epsilon, dropout=self.dropout, resample=resample, dtype=self.dtype, name=name
+            width,
+            config.groups,
+            config.epsilon,
+            dropout=config.dropout,
+            resample=resample,
+            dtype=self.inputs.dtype,
+            name=name,
         )
 
     def _attention(self, level: int) -> Callable[[str], nn.Module]:
-        heads, depth = self.heads[level], self.depths[level]
-        return lambda name: CrossTransformer(heads, depth, self.groups, self.dtype, name=name)
+        config = self.config
+        heads, depth = config.heads[level], config.depths[level]
+        return lambda name: CrossTransformer(heads, depth, config.groups, self.inputs.dtype, name=name)
 
     def _levels(self, direction: Literal["down", "up"]) -> list[Level]:
         """The levels of one path in the order in which they are run."""
-        order = list(range(len(self.widths)))[:: 1 if direction == "down" else -1]
-        blocks = self.blocks + (direction == "up")
+        config = self.config
+        order = list(range(len(config.widths)))[:: 1 if direction == "down" else -1]
+        blocks = config.blocks + (direction == "up")
         return [
             Level(
-                self.widths[level],
+                config.widths[level],
                 blocks,
                 "conv" if level != order[-1] else None,
-                self._attention(level) if self.attends[level] else None,
+                self._attention(level) if config.attends[level] else None,
             )
             for level in order
         ]
@@ -209,19 +225,19 @@ def size_vector(pooled: Float[Array, "b p"], numbers: Float[Array, "b n"], dim: 
 
 
 def _sd2() -> UNet2DCondition:
-    return UNet2DCondition(heads=(5, 10, 20, 20), token_width=1024, linear_projection=True)
+    config = UNet2DConditionConfig(heads=(5, 10, 20, 20), linear_projection=True)
+    return UNet2DCondition(config, Inputs(channels=4, token_width=1024))
 
 
 def _sdxl() -> UNet2DCondition:
-    return UNet2DCondition(
+    config = UNet2DConditionConfig(
         widths=(320, 640, 1280),
         attends=(False, True, True),
         heads=(5, 10, 20),
         depths=(1, 2, 10),
-        token_width=2048,
-        vector_size=2816,
         linear_projection=True,
     )
+    return UNet2DCondition(config, Inputs(channels=4, token_width=2048, vector=2816))
 
 
 def presets() -> dict[str, Preset]:
@@ -237,7 +253,7 @@ def presets() -> dict[str, Preset]:
             UNet2DCondition, (64, 64, 4), tokens(768), 859_520_964, source=f"{rombach}; Stable Diffusion 1.5"
         ),
         "sd15-inpainting-unet": Preset(
-            lambda: UNet2DCondition(image_channels=5),
+            lambda: UNet2DCondition(inputs=Inputs(channels=4, token_width=768, image=5)),
             (64, 64, 4),
             tokens(768),
             859_535_364,

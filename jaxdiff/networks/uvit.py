@@ -1,6 +1,8 @@
 """U-ViT: a transformer to which noise level, label and patches are all tokens, with long skip connections."""
 
+import dataclasses
 import functools
+from typing import ClassVar, Literal
 
 import einops
 import jax
@@ -9,16 +11,17 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import Conv, LayerNorm, Linear, check_channels, depth_to_space, space_to_depth
 from jaxdiff.networks.layers.conditioning import VectorEmbedding, concat_image, tokens_and_mask
 from jaxdiff.networks.layers.embeddings import labels_or_null, sinusoidal_embedding
 from jaxdiff.networks.layers.initializers import constant, declare, normal
-from jaxdiff.networks.layers.stack import Remat, run_block
+from jaxdiff.networks.layers.stack import run_block
 from jaxdiff.networks.preset import Preset
 from jaxdiff.typing import Cond
 
-__all__ = ["UViT", "UViTBlock", "presets"]
+__all__ = ["UViT", "UViTConfig", "UViTBlock", "presets"]
 
 
 class UViTBlock(nn.Module):
@@ -26,7 +29,7 @@ class UViTBlock(nn.Module):
 
     Equation: ``h = Linear(concat(h, skip))`` if there is a skip; ``h += Attention(LN(h))``; ``h += MLP(LN(h))``.
 
-    Q, K and V have no bias. Kernels start as N(0, 0.02^2), biases at zero. Fields: as those of ``UViT``.
+    Q, K and V have no bias. Kernels start as N(0, 0.02^2), biases at zero. Fields: as those of ``UViTConfig``.
 
     Reference: Bao et al. 2022, arXiv:2209.12152.
     """
@@ -59,64 +62,35 @@ class UViTBlock(nn.Module):
         return h + drop(dense(width, name="mlp_out")(jax.nn.gelu(y, approximate=False)))
 
 
-class UViT(nn.Module):
-    """Transformer over tokens of everything: ``depth`` / 2 blocks, one in the middle, ``depth`` / 2 blocks with skips.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UViTConfig(Architecture):
+    """U-ViT: noise level, label, text and patches as tokens, with long skip connections."""
 
-    The tokens are, in this order: label or vector, noise level, text, patches; learned positions are added to all.
-    After the last block the patches become an image again, which a conv3 may smooth.
-
-    Fields:
-        patch: height and width of a patch, at least 1.
-        width: of the tokens; even, a multiple of ``heads``.
-        depth: blocks beside the middle one; even.
-        heads: of every attention.
-        mlp_ratio: width of the inside of an MLP in units of ``width``.
-        size: (height, width) of the images, multiples of ``patch``: positions are learned.
-        channels: of the images.
-        out_channels: of the output; None for ``channels``.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is a token; the last one is the null
-            label, and a missing label counts as null.
-        null_label: False for a table without the null label, as in the published networks that are never run
-            without one; a missing label is then an error and the null label gives NaN.
-        vector_size: 0, or the length of ``cond["vector"]``, which is then a token.
-        tokens: 0, or how many ``cond["tokens"]`` there are; absent ones count as zeros.
-        token_width: numbers in one of these.
-        image_channels: 0, or the channels of ``cond["image"]``, which are then concatenated to ``x``.
-        final_conv: end with a conv3.
-        time_scale: factor on ``noise_cond``: 1 for steps up to 1000, 1000 for values of order one.
-        dropout: rate on the result of attention and MLP, in [0, 1); published: 0.
-        remat: recompute the insides of blocks in the backward pass.
-        dtype: compute type; parameters, embeddings, statistics, head and output are float32.
-
-    Raises:
-        ValueError: for fields out of range, or an input of the wrong channels or size.
-
-    Reference: Bao et al. 2022, All are worth words: a ViT backbone for diffusion models, arXiv:2209.12152.
-
-    Example:
-        >>> UViT(width=64, depth=4, heads=2).places
-        257
-    """
-
+    takes: ClassVar[str] = "image"
+    convolutional: ClassVar[bool] = False
+    accepts: ClassVar[frozenset[str]] = frozenset({"label", "vector", "tokens", "image", "variance"})
+    kind: Literal["uvit"] = "uvit"
     patch: int = 2
+    """Height and width of a patch, at least 1."""
     width: int = 512
+    """Width of the tokens; even, a multiple of heads."""
     depth: int = 12
+    """Blocks beside the middle one; even."""
     heads: int = 8
+    """Heads of every attention."""
     mlp_ratio: int = 4
-    size: tuple[int, int] = (32, 32)
-    channels: int = 3
-    out_channels: int | None = None
-    num_classes: int = 0
+    """Width of the inside of an MLP in units of width."""
     null_label: bool = True
-    vector_size: int = 0
-    tokens: int = 0
-    token_width: int = 0
-    image_channels: int = 0
+    """False for a table without the null label, as in the published networks that are never run without one; a missing
+    label is then an error and the null label gives NaN."""
     final_conv: bool = True
+    """End with a conv3."""
     time_scale: float = 1.0
+    """Factor on noise_cond: 1 for steps up to 1000, 1000 for values of order one."""
     dropout: float = 0.0
-    remat: Remat = False
-    dtype: DTypeLike = jnp.float32
+    """Rate on the result of attention and MLP, in [0, 1); published: 0."""
+    remat: bool = False
+    """Recompute the insides of blocks in the backward pass."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -124,29 +98,50 @@ class UViT(nn.Module):
             raise ValueError(f"width must be even and a multiple of heads={self.heads}, got {self.width}")
         if self.depth < 2 or self.depth % 2:
             raise ValueError(f"depth must be even and at least 2, got {self.depth}")
-        if min(self.patch, self.mlp_ratio, self.channels) < 1:
-            raise ValueError(
-                f"patch, mlp_ratio and channels must be at least 1, got {self.patch}, {self.mlp_ratio}, {self.channels}"
-            )
-        if any(n < 1 or n % self.patch for n in self.size):
-            raise ValueError(f"size must be (height, width), positive multiples of patch={self.patch}, got {self.size}")
-        if min(self.num_classes, self.vector_size, self.tokens, self.token_width, self.image_channels) < 0:
-            raise ValueError("num_classes, vector_size, tokens, token_width and image_channels must be at least 0")
-        if (self.tokens == 0) != (self.token_width == 0):
-            raise ValueError(f"tokens and token_width go together, got {self.tokens} and {self.token_width}")
+        if min(self.patch, self.mlp_ratio) < 1:
+            raise ValueError(f"patch and mlp_ratio must be at least 1, got {self.patch}, {self.mlp_ratio}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
+class UViT(nn.Module):
+    """Transformer over tokens of everything: ``depth`` / 2 blocks, one in the middle, ``depth`` / 2 blocks with skips.
+
+    The tokens are, in this order: label or vector, noise level, text, patches; learned positions are added to all.
+    After the last block the patches become an image again, which a conv3 may smooth.
+
+    Raises:
+        ValueError: for fields out of range, or an input of the wrong channels or size.
+
+    Reference: Bao et al. 2022, All are worth words: a ViT backbone for diffusion models, arXiv:2209.12152.
+
+    Example:
+        >>> UViT(UViTConfig(width=64, depth=4, heads=2), Inputs(channels=3, size=(32, 32))).places
+        257
+    """
+
+    config: UViTConfig = UViTConfig()
+    inputs: Inputs = Inputs(size=(32, 32))
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        patch, inputs = self.config.patch, self.inputs
+        if len(inputs.size) != 2 or any(n % patch for n in inputs.size):
+            raise ValueError(f"size must be (height, width), positive multiples of patch={patch}, got {inputs.size}")
+        if (inputs.tokens == 0) != (inputs.token_width == 0):
+            raise ValueError(f"tokens and token_width go together, got {inputs.tokens} and {inputs.token_width}")
         super().__post_init__()
 
     @property
     def extras(self) -> int:
         """Tokens that are no patches."""
-        return 1 + (self.num_classes > 0) + (self.vector_size > 0) + self.tokens
+        inputs = self.inputs
+        return 1 + (inputs.num_classes > 0) + (inputs.vector > 0) + inputs.tokens
 
     @property
     def places(self) -> int:
         """All tokens."""
-        return self.extras + self.size[0] * self.size[1] // self.patch**2
+        return self.extras + self.inputs.size[0] * self.inputs.size[1] // self.config.patch**2
 
     @nn.compact
     def __call__(
@@ -165,92 +160,98 @@ class UViT(nn.Module):
             cond: may hold "label", "vector", "tokens" with "tokens_mask", and "image".
             train: apply dropout (needs the random stream "dropout").
         """
-        check_channels("UViT", x.shape, self.channels)
-        if x.shape[1:3] != tuple(self.size):
+        config, inputs = self.config, self.inputs
+        check_channels("UViT", x.shape, inputs.channels)
+        if x.shape[1:3] != tuple(inputs.size):
             raise ValueError(
-                f"UViT was built for {self.size[0]}x{self.size[1]} images, got {x.shape[1]}x{x.shape[2]}; "
+                f"UViT was built for {inputs.size[0]}x{inputs.size[1]} images, got {x.shape[1]}x{x.shape[2]}; "
                 f"build it with size=({x.shape[1]}, {x.shape[2]})"
             )
         extras, mask = self._extras(noise_cond, cond)
-        x = space_to_depth(concat_image(x, cond, self.image_channels), self.patch)
+        x = space_to_depth(concat_image(x, cond, inputs.image), config.patch)
         rows = x.shape[1]
-        patches = Linear(self.width, dtype=self.dtype, name="patches")(einops.rearrange(x, "b h w c -> b (h w) c"))
-        positions = declare(self, "positions", normal(0.02), (self.places, self.width))[None]
-        h = jnp.concatenate([extras.astype(self.dtype), patches], axis=1) + positions.astype(self.dtype)
+        patches = Linear(config.width, dtype=inputs.dtype, name="patches")(einops.rearrange(x, "b h w c -> b (h w) c"))
+        positions = declare(self, "positions", normal(0.02), (self.places, config.width))[None]
+        h = jnp.concatenate([extras.astype(inputs.dtype), patches], axis=1) + positions.astype(inputs.dtype)
         h = self._blocks(h, mask, train)[:, self.extras :]
         h = LayerNorm(name="norm")(h).astype(jnp.float32)
-        outputs = self.out_channels or self.channels
-        h = Linear(self.patch**2 * outputs, kernel_init=normal(0.02), bias_init=constant(0.0), name="head")(h)
-        h = depth_to_space(einops.rearrange(h, "b (h w) c -> b h w c", h=rows), self.patch)
-        return Conv(outputs, name="final_conv")(h) if self.final_conv else h
+        outputs = inputs.outputs
+        h = Linear(config.patch**2 * outputs, kernel_init=normal(0.02), bias_init=constant(0.0), name="head")(h)
+        h = depth_to_space(einops.rearrange(h, "b (h w) c -> b h w c", h=rows), config.patch)
+        return Conv(outputs, name="final_conv")(h) if config.final_conv else h
 
     def _blocks(self, h: Array, mask: Array | None, train: bool) -> Array:
         """First half, middle, second half with the skips of the first."""
-        make = functools.partial(UViTBlock, self.heads, self.mlp_ratio, self.dropout, self.dtype)
-        run = functools.partial(run_block, train=train, remat=self.remat)
+        config, inputs = self.config, self.inputs
+        make = functools.partial(UViTBlock, config.heads, config.mlp_ratio, config.dropout, inputs.dtype)
+        run = functools.partial(run_block, train=train, remat=config.remat and inputs.remat_policy)
         skips = []
-        for i in range(self.depth // 2):
+        for i in range(config.depth // 2):
             h = run(make(name=f"in{i}"), h, None, mask)
             skips.append(h)
         h = run(make(name="middle"), h, None, mask)
-        for i in range(self.depth // 2):
+        for i in range(config.depth // 2):
             h = run(make(name=f"out{i}"), h, skips.pop(), mask)
         return h
 
     def _extras(self, noise_cond: Array, cond: Cond) -> tuple[Array, Array | None]:
         """The tokens that are no patches, (b, extras, width) float32, and the mask over all places."""
+        config, inputs = self.config, self.inputs
         batch, tokens, mask = noise_cond.shape[0], [], None
-        if self.num_classes:
-            if not self.null_label and (cond is None or "label" not in cond):
+        if inputs.num_classes:
+            if not config.null_label and (cond is None or "label" not in cond):
                 raise ValueError('this network has no null label (null_label=False): cond["label"] must be given')
-            rows = self.num_classes + self.null_label
-            table = declare(self, "label_table", normal(1.0), (rows, self.width))
-            label = labels_or_null(cond, batch, self.num_classes)
+            rows = inputs.num_classes + config.null_label
+            table = declare(self, "label_table", normal(1.0), (rows, config.width))
+            label = labels_or_null(cond, batch, inputs.num_classes)
             tokens.append(jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)[:, None])
-        if self.vector_size:
+        if inputs.vector:
             tokens.append(
-                VectorEmbedding(self.vector_size, self.width, normal(0.02), name="vector")(cond, batch)[:, None]
+                VectorEmbedding(inputs.vector, config.width, normal(0.02), name="vector")(cond, batch)[:, None]
             )
-        values = self.time_scale * noise_cond.astype(jnp.float32)
-        tokens.append(sinusoidal_embedding(values, self.width, endpoint=False, cosine_first=True)[:, None])
-        if self.tokens:
-            text, filled = tokens_and_mask(cond, batch, self.token_width, absent=self.tokens)
-            if text.shape[1] != self.tokens:
-                raise ValueError(f'cond["tokens"] must be {self.tokens} places long, got {text.shape[1]}')
-            tokens.append(Linear(self.width, kernel_init=normal(0.02), bias_init=constant(0.0), name="text")(text))
+        values = config.time_scale * noise_cond.astype(jnp.float32)
+        tokens.append(sinusoidal_embedding(values, config.width, endpoint=False, cosine_first=True)[:, None])
+        if inputs.tokens:
+            text, filled = tokens_and_mask(cond, batch, inputs.token_width, absent=inputs.tokens)
+            if text.shape[1] != inputs.tokens:
+                raise ValueError(f'cond["tokens"] must be {inputs.tokens} places long, got {text.shape[1]}')
+            tokens.append(Linear(config.width, kernel_init=normal(0.02), bias_init=constant(0.0), name="text")(text))
             if filled is not None:
-                before, after = self.extras - self.tokens, self.places - self.extras
+                before, after = self.extras - inputs.tokens, self.places - self.extras
                 mask = jnp.pad(filled, ((0, 0), (before, after)), constant_values=True)[:, None, None]
         return jnp.concatenate(tokens, axis=1), mask
 
 
 _SOURCE = "Bao et al. 2022, arXiv:2209.12152; parameters counted in the published code"
 _LABEL = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
+_TEXT = {"tokens": jax.ShapeDtypeStruct((1, 77, 768), jnp.float32)}
 
 
 def presets() -> dict[str, Preset]:
     """Return the published networks: pixels up to 64, latents of 256 and 512 px, text to image."""
 
-    def preset(side, channels, parameters, *, cond=None, gflops=None, **fields):
-        build = functools.partial(UViT, size=(side, side), channels=channels, **fields)
-        return Preset(build, (side, side, channels), cond or {}, parameters, gflops, _SOURCE)
+    def preset(config: UViTConfig, side: int, inputs: Inputs, parameters: int) -> Preset:
+        build = functools.partial(UViT, config, dataclasses.replace(inputs, size=(side, side)))
+        cond = _LABEL if inputs.num_classes else _TEXT if inputs.tokens else {}
+        return Preset(build, (side, side, inputs.channels), cond, parameters, None, _SOURCE)
 
-    small = {"width": 512, "depth": 12, "heads": 8}
-    medium = {"width": 768, "depth": 16, "heads": 12}
-    large = {"width": 1024, "depth": 20, "heads": 16}
-    huge = {"width": 1152, "depth": 28, "heads": 16, "final_conv": False}
-    pixels = {"patch": 4, "num_classes": 1000, "null_label": False, "cond": _LABEL}
-    latents = {"num_classes": 1000, "cond": _LABEL}
-    text = {"tokens": 77, "token_width": 768, "cond": {"tokens": jax.ShapeDtypeStruct((1, 77, 768), jnp.float32)}}
+    four = functools.partial(dataclasses.replace, patch=4)
+    pixels = functools.partial(dataclasses.replace, patch=4, null_label=False)
+    small = UViTConfig(width=512, depth=12, heads=8)
+    medium = UViTConfig(width=768, depth=16, heads=12)
+    large = UViTConfig(width=1024, depth=20, heads=16)
+    huge = UViTConfig(width=1152, depth=28, heads=16, final_conv=False)
+    rgb, classes = Inputs(channels=3), Inputs(channels=3, num_classes=1000)
+    latents, text = Inputs(channels=4, num_classes=1000), Inputs(channels=4, tokens=77, token_width=768)
     return {
-        "uvit-s/2-cifar10": preset(32, 3, 44_255_328, **small),
-        "uvit-s/4-celeba64": preset(64, 3, 44_292_228, patch=4, **small),
-        "uvit-m/4-imagenet64": preset(64, 3, 130_940_292, **pixels, **medium),
-        "uvit-l/4-imagenet64": preset(64, 3, 286_827_652, **pixels, **large),
-        "uvit-l/2-256": preset(32, 4, 286_763_172, **latents, **large),
-        "uvit-h/2-256": preset(32, 4, 500_832_016, **latents, **huge),
-        "uvit-l/4-512": preset(64, 4, 286_861_524, patch=4, **latents, **large),
-        "uvit-h/4-512": preset(64, 4, 500_942_656, patch=4, **latents, **huge),
-        "uvit-s/2-mscoco": preset(32, 4, 44_692_644, **text, **small),
-        "uvit-s/2-deep-mscoco": preset(32, 4, 58_345_636, **text, **(small | {"depth": 16})),
+        "uvit-s/2-cifar10": preset(small, 32, rgb, 44_255_328),
+        "uvit-s/4-celeba64": preset(four(small), 64, rgb, 44_292_228),
+        "uvit-m/4-imagenet64": preset(pixels(medium), 64, classes, 130_940_292),
+        "uvit-l/4-imagenet64": preset(pixels(large), 64, classes, 286_827_652),
+        "uvit-l/2-256": preset(large, 32, latents, 286_763_172),
+        "uvit-h/2-256": preset(huge, 32, latents, 500_832_016),
+        "uvit-l/4-512": preset(four(large), 64, latents, 286_861_524),
+        "uvit-h/4-512": preset(four(huge), 64, latents, 500_942_656),
+        "uvit-s/2-mscoco": preset(small, 32, text, 44_692_644),
+        "uvit-s/2-deep-mscoco": preset(dataclasses.replace(small, depth=16), 32, text, 58_345_636),
     }

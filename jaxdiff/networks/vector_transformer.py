@@ -1,6 +1,7 @@
 """A transformer encoder over the positions of a vector: for signals, spectra, time series and tables."""
 
-from typing import Literal
+import dataclasses
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,14 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers import LayerNorm, Linear
 from jaxdiff.networks.layers.attention import TokenAttention
 from jaxdiff.networks.layers.embeddings import NoiseEmbedding, positional_encoding
 from jaxdiff.networks.layers.initializers import constant
 from jaxdiff.typing import Cond
 
-__all__ = ["TransformerLayer", "VectorTransformer"]
+__all__ = ["TransformerLayer", "VectorTransformer", "VectorTransformerConfig"]
 
 
 class TransformerLayer(nn.Module):
@@ -64,51 +66,33 @@ class TransformerLayer(nn.Module):
         return Linear(width, dtype=self.dtype, name="mlp_out")(y)
 
 
-class VectorTransformer(nn.Module):
-    """Transformer encoder whose tokens are the positions of a vector; the output has the shape of the input.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorTransformerConfig(Architecture):
+    """Transformer encoder over the positions of a vector."""
 
-    ``tokens = Linear(x + PE)``, ``layers`` pre-norm attention layers, LayerNorm, Linear. A (batch, L) input
-    is spread over the ``position_dim`` dimensions of the encoding as it is; (batch, L, F) goes through a
-    Linear layer first. Positions of one vector attend to each other; rows of the batch never do.
-    ``feed_forward="tanh", conditioning="add"`` with hidden 512 or 1024 and 1 or 2 heads is the published
-    denoiser of vectors.
-
-    Fields:
-        hidden: width of the tokens; even, divisible by ``heads``.
-        layers: number of encoder layers.
-        heads: attention heads.
-        position_dim: dimensions of the positional encoding; even.
-        feed_forward: "gelu" (two layers, ``mlp_ratio`` times wider inside) or "tanh" (one layer).
-        conditioning: how the noise level (and label) enters: "adaln" modulates every layer, starting from
-            the identity; "add" adds its embedding to every token.
-        num_classes: 0 for no labels, else ``cond["label"]`` in 0..num_classes is embedded; the last one is
-            the null label, and a missing label counts as null.
-        time_scale: factor on ``noise_cond`` before its sinusoidal embedding: 1 for steps 1..T, 1000 for
-            EDM's ln(sigma)/4 or a flow's t.
-        dropout: rate on the result of attention and feed-forward, in [0, 1).
-        dtype: compute type; parameters, embeddings, statistics and output are float32.
-
-    Raises:
-        ValueError: for fields out of range or an input that is neither (batch, L) nor (batch, L, F).
-
-    Reference: Vaswani et al. 2017, section 3, arXiv:1706.03762.
-
-    Example:
-        >>> VectorTransformer(hidden=64, heads=2).layers
-        3
-    """
-
+    takes: ClassVar[str] = "array"
+    convolutional: ClassVar[bool] = False
+    accepts: ClassVar[frozenset[str]] = frozenset({"label"})
+    kind: Literal["vector_transformer"] = "vector_transformer"
     hidden: int = 128
+    """Width of the tokens; even, divisible by heads."""
     layers: int = 3
+    """Number of encoder layers."""
     heads: int = 2
-    position_dim: int = 50
+    """Attention heads."""
     feed_forward: Literal["gelu", "tanh"] = "gelu"
-    mlp_ratio: int = 4
+    """"gelu" (two layers, mlp_ratio times wider inside) or "tanh" (one layer)."""
     conditioning: Literal["adaln", "add"] = "adaln"
-    num_classes: int = 0
-    time_scale: float = 1.0
+    """How the noise level (and label) enters: "adaln" modulates every layer, starting from the identity; "add" adds its
+    embedding to every token."""
     dropout: float = 0.1
-    dtype: DTypeLike = jnp.float32
+    """Rate on the result of attention and feed-forward, in [0, 1)."""
+    time_scale: float = 1000.0
+    """Factor on noise_cond before its embedding: 1 for steps 1..T, 1000 for EDM's ln(sigma)/4 or a flow's t."""
+    position_dim: int = 50
+    """Dimensions of the positional encoding; even."""
+    mlp_ratio: int = 4
+    """Width inside of the "gelu" feed-forward in units of hidden."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -119,7 +103,29 @@ class VectorTransformer(nn.Module):
         for name, known in (("feed_forward", ("gelu", "tanh")), ("conditioning", ("adaln", "add"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        super().__post_init__()
+
+
+class VectorTransformer(nn.Module):
+    """Transformer encoder whose tokens are the positions of a vector; the output has the shape of the input.
+
+    ``tokens = Linear(x + PE)``, ``layers`` pre-norm attention layers, LayerNorm, Linear. A (batch, L) input
+    is spread over the ``position_dim`` dimensions of the encoding as it is; (batch, L, F) goes through a
+    Linear layer first. Positions of one vector attend to each other; rows of the batch never do.
+    ``feed_forward="tanh", conditioning="add"`` with hidden 512 or 1024 and 1 or 2 heads is the published
+    denoiser of vectors.
+
+    Raises:
+        ValueError: for fields out of range or an input that is neither (batch, L) nor (batch, L, F).
+
+    Reference: Vaswani et al. 2017, section 3, arXiv:1706.03762.
+
+    Example:
+        >>> VectorTransformer(VectorTransformerConfig(hidden=64, heads=2)).config.layers
+        3
+    """
+
+    config: VectorTransformerConfig = VectorTransformerConfig()
+    inputs: Inputs = Inputs()
 
     @nn.compact
     def __call__(
@@ -138,21 +144,22 @@ class VectorTransformer(nn.Module):
             cond: may hold "label".
             train: apply dropout (needs the random stream "dropout").
         """
+        config, inputs = self.config, self.inputs
         if x.ndim not in (2, 3):
             raise ValueError(f"VectorTransformer takes (batch, L) or (batch, L, F), got shape {x.shape}")
-        encoding = positional_encoding(x.shape[1], self.position_dim)[None]
+        encoding = positional_encoding(x.shape[1], config.position_dim)[None]
         if x.ndim == 2:
             h = x[..., None] + encoding
         else:
-            h = Linear(self.position_dim, dtype=self.dtype, name="features")(x) + encoding.astype(self.dtype)
-        h = Linear(self.hidden, dtype=self.dtype, name="tokens")(h)
-        embed = NoiseEmbedding(self.hidden, self.hidden, self.time_scale, self.num_classes, name="noise")
+            h = Linear(config.position_dim, dtype=inputs.dtype, name="features")(x) + encoding.astype(inputs.dtype)
+        h = Linear(config.hidden, dtype=inputs.dtype, name="tokens")(h)
+        embed = NoiseEmbedding(config.hidden, config.hidden, config.time_scale, inputs.num_classes, name="noise")
         embedding = embed(noise_cond, cond)
-        if self.conditioning == "add":
-            h, embedding = h + embedding[:, None, :].astype(self.dtype), None
-        for i in range(self.layers):
+        if config.conditioning == "add":
+            h, embedding = h + embedding[:, None, :].astype(inputs.dtype), None
+        for i in range(config.layers):
             layer = TransformerLayer(
-                self.heads, self.feed_forward, self.mlp_ratio, self.dropout, self.dtype, name=f"layer{i}"
+                config.heads, config.feed_forward, config.mlp_ratio, config.dropout, inputs.dtype, name=f"layer{i}"
             )
             h = layer(h, embedding, train=train)
         h = LayerNorm(name="norm")(h).astype(jnp.float32)

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
 
 import einops
 import jax
@@ -26,7 +25,6 @@ __all__ = [
     "RMSResnetBlock",
     "RMSUNetBody",
     "RMSUNetEmbedding",
-    "UNetFields",
     "check_unet_fields",
     "fixed_frequencies",
     "for_each_level",
@@ -69,43 +67,36 @@ def for_each_level(value: int | tuple[int, ...], levels: int) -> tuple[int, ...]
     return values
 
 
-@runtime_checkable
-class UNetFields(Protocol):
-    """Fields that the U-Nets share."""
-
-    dim: int
-    dim_mults: tuple[int, ...]
-    channels: int
-    heads: int | tuple[int, ...]
-    head_dim: int | tuple[int, ...]
-    embedding: Literal["sinusoidal", "learned", "random"]
-    fourier_dim: int
-    frequencies: tuple[float, ...]
-    dropout: float
-
-
-def check_unet_fields(unet: UNetFields) -> None:
+def check_unet_fields(
+    *,
+    dim: int,
+    dim_mults: tuple[int, ...],
+    heads: int | tuple[int, ...],
+    head_dim: int | tuple[int, ...],
+    embedding: str,
+    fourier_dim: int,
+    frequencies: tuple[float, ...],
+    dropout: float,
+) -> None:
     """Refuse fields out of range, naming the value.
 
     Raises:
         ValueError: see the message.
     """
-    if unet.dim < 4 or unet.dim % 2:
-        raise ValueError(f"dim must be even and at least 4, got {unet.dim}")
-    if not unet.dim_mults or min(unet.dim_mults) < 1:
-        raise ValueError(f"dim_mults needs at least one positive multiple, got {unet.dim_mults}")
-    if unet.channels < 1:
-        raise ValueError(f"channels must be at least 1, got {unet.channels}")
-    if not 0.0 <= unet.dropout < 1.0:
-        raise ValueError(f"dropout must be in [0, 1), got {unet.dropout}")
-    if unet.embedding not in ("sinusoidal", "learned", "random"):
-        raise ValueError(f'embedding must be "sinusoidal", "learned" or "random", got {unet.embedding!r}')
-    if unet.fourier_dim < 2 or unet.fourier_dim % 2:
-        raise ValueError(f"fourier_dim must be even and at least 2, got {unet.fourier_dim}")
-    if len(unet.frequencies) not in (0, unet.fourier_dim // 2):
-        raise ValueError(f"frequencies must be {unet.fourier_dim // 2} numbers or none, got {len(unet.frequencies)}")
-    for value in (unet.heads, unet.head_dim):
-        for_each_level(value, len(unet.dim_mults))
+    if dim < 4 or dim % 2:
+        raise ValueError(f"dim must be even and at least 4, got {dim}")
+    if not dim_mults or min(dim_mults) < 1:
+        raise ValueError(f"dim_mults needs at least one positive multiple, got {dim_mults}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    if embedding not in ("sinusoidal", "learned", "random"):
+        raise ValueError(f'embedding must be "sinusoidal", "learned" or "random", got {embedding!r}')
+    if fourier_dim < 2 or fourier_dim % 2:
+        raise ValueError(f"fourier_dim must be even and at least 2, got {fourier_dim}")
+    if len(frequencies) not in (0, fourier_dim // 2):
+        raise ValueError(f"frequencies must be {fourier_dim // 2} numbers or none, got {len(frequencies)}")
+    for value in (heads, head_dim):
+        for_each_level(value, len(dim_mults))
 
 
 class RMSResnetBlock(nn.Module):
@@ -206,7 +197,7 @@ class RMSUNetEmbedding(nn.Module):
     dim. "sinusoidal": dim waves. "learned" and "random": ``concat(t, sin(2 pi f t), cos(2 pi f t))`` with
     ``fourier_dim / 2`` frequencies f that are parameters, or constants.
 
-    Fields: as of ``unet.Unet``.
+    Fields: as of ``UnetConfig``.
     """
 
     dim: int

@@ -11,12 +11,15 @@ from jaxtyping import Array
 
 from jaxdiff.typing import Params
 
-__all__ = ["Remat", "run_block", "run_blocks", "stack_blocks"]
+__all__ = ["Remat", "RematPolicy", "run_block", "run_blocks", "stack_blocks"]
 
 
-Remat: TypeAlias = bool | Literal["full", "dots", "dots_no_batch"]
-"""What the backward pass computes again: nothing (False); all but the inputs of a block (True, "full"); all but those
-and matrix products ("dots"), or but products without a batch axis, which leaves attention out ("dots_no_batch")."""
+RematPolicy: TypeAlias = Literal["full", "dots", "dots_no_batch"]
+"""What the backward pass computes again: all but the inputs of a block ("full"); all but those and matrix products
+("dots"), or but products without a batch axis, which leaves attention out ("dots_no_batch")."""
+
+Remat: TypeAlias = bool | RematPolicy
+"""False for nothing; True for "full"."""
 
 POLICIES = {
     "full": None,
