@@ -292,12 +292,13 @@ def exponential_stages(grid: Grid, there: Any, order: int, *, predict: str = "x0
     for i, part in enumerate(parts):
         level = there if part == 1.0 else here * xp.exp(-part * h)
         span = part * h * (1 + eta)
-        m0, m1, _ = data_moments(3, span, xp) if predict == "x0" else noise_moments(3, span, xp)
+        used = 2 if order == 3 and i > 0 else 1
+        m0, *more = data_moments(used, span, xp) if predict == "x0" else noise_moments(used, span, xp)
         extra = [0.0] * i
         if order == 2 and i == 1:
             extra[0] = m0  # slope over the half: m0 / (2 r) with r = 1/2
         elif order == 3 and i > 0:
-            extra[i - 1] = m1 * part / parts[i - 1]
+            extra[i - 1] = more[0] * part / parts[i - 1]
         weights = [m0 - sum(extra), *extra]
         if predict == "eps":
             weights = [-level * w for w in weights]
