@@ -136,7 +136,7 @@ import pathlib
 import jax.numpy as jnp, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from jaxdiff import checkpoint_digests as digests
+from jaxdiff.checkpoints import digests
 from jaxdiff.checkpoints import Checkpoints, SaveError
 
 path = pathlib.Path(path)

@@ -320,7 +320,8 @@ def test_one_process_needs_nobody(tmp_path):
 
 WORKER = """
 import signal, time, tyro
-from jaxdiff import distributed, stopping
+from jaxdiff import distributed
+from jaxdiff.runtime import stopping
 processes = tyro.cli(distributed.Processes)
 distributed.initialize(processes)
 for _ in range(3):
