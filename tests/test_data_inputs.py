@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import data
+from jaxdiff.conditioning import INPUTS, from_labels, is_dropped, null_value
 from jaxdiff.losses import drop_cond
 
 N = 6
@@ -90,7 +91,7 @@ def test_another_condition_is_another_data_set(file):
 def test_all_inputs_of_an_example_drop_together(file):
     source = data.npz(file[0])
     names = tuple(name for name, _ in source.spec.inputs)
-    null = data.null_inputs(source.spec.inputs)
+    null = {name: null_value(name, shape) for name, shape in source.spec.inputs}
     cond = {k: jnp.asarray(v) for k, v in loader(source, inputs=names).batch(0)["cond"].items()}
     drop = jnp.array([True, False, True, False, False, False])
     dropped = drop_cond(cond, null, drop)
@@ -115,3 +116,26 @@ def test_unfit_inputs_are_refused_by_name():
         data.input_keys(["x", "cond_sound"], "train")
     with pytest.raises(data.DataError, match="has no conditioning input vector"):
         loader(data.arrays(x), inputs=("vector",))
+
+
+def test_labels_become_conditions_alike_in_numpy_and_jax():
+    labels = np.array([2, 0], np.int64)
+    for kind, dtype in (("label", np.int32), ("context", np.float32)):
+        (name, ours), (_, theirs) = (
+            *from_labels(kind, labels, 3).items(),
+            *from_labels(kind, jnp.asarray(labels), 3).items(),
+        )
+        assert name == kind and ours.dtype == theirs.dtype == dtype
+        np.testing.assert_array_equal(ours, theirs)
+    soft = np.array([[0.5, 0.5, 0.0]])
+    assert from_labels("context", soft, 3)["context"].tolist() == soft.tolist()
+    assert from_labels("none", labels, 3) == {}
+
+
+def test_every_input_has_a_null_value_and_one_is_never_dropped():
+    assert [name for name in INPUTS if not is_dropped(name)] == ["augment"] and is_dropped("pose")
+    for name, entry in INPUTS.items():
+        null = null_value(name, (2, 3, 4)[: entry.axes], classes=7)
+        assert null.ndim == entry.axes and null.dtype == (np.int32 if name == "label" else np.float32)
+    with pytest.raises(ValueError, match="image has 3 axes, but the shape \\(2,\\) was given"):
+        null_value("image", (2,))

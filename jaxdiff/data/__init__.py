@@ -1,7 +1,7 @@
 """Sources of examples, the map to model space, and batches in an order that can be resumed anywhere."""
 
 from jaxdiff.data.device import Store, device_store, fetcher, store_bytes
-from jaxdiff.data.inputs import INPUTS, check_inputs, input_keys, null_inputs
+from jaxdiff.data.inputs import check_inputs, input_keys
 from jaxdiff.data.loader import Batch, CondKind, Loader, check_batch, drain, flips, indices
 from jaxdiff.data.normalize import Normalizer, image_normalizer, make_normalizer, measured_std, to_uint8
 from jaxdiff.data.prefetch import ahead, grouped
@@ -16,7 +16,6 @@ from jaxdiff.data.sources.tfds import TfdsSource, tfds_source
 from jaxdiff.data.spec import DataError, DataSpec, Example, Source, fingerprint_of
 
 __all__ = [
-    "INPUTS",
     "ArraySource",
     "Batch",
     "CondKind",
@@ -52,7 +51,6 @@ __all__ = [
     "measured_std",
     "mixture",
     "npz",
-    "null_inputs",
     "stand_in",
     "store_bytes",
     "tfds_source",

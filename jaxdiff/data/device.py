@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.conditioning import from_labels
 from jaxdiff.data.loader import Batch, Loader
 from jaxdiff.data.sources.arrays import ArraySource
 from jaxdiff.data.spec import DataError
@@ -78,10 +79,8 @@ def fetcher(loader: Loader) -> Callable[[Store, Batch], Batch]:
             x = mirrored(x, item["flip"])
             if "image" in cond:
                 cond["image"] = mirrored(cond["image"], item["flip"])
-        if loader.cond_kind == "label":
-            cond["label"] = rows["label"]
-        elif loader.cond_kind == "context":
-            cond["context"] = jax.nn.one_hot(rows["label"], source.spec.num_classes, dtype=jnp.float32)
+        if loader.cond_kind != "none":
+            cond |= from_labels(loader.cond_kind, rows["label"], source.spec.num_classes)
         return {"x": normalizer.encode(x), "cond": cond}
 
     return fetch

@@ -18,13 +18,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from jaxdiff.conditioning import CondKind, from_labels
 from jaxdiff.data.normalize import Normalizer
 from jaxdiff.data.sources.arrays import ArraySource
 from jaxdiff.data.spec import DataError, DataSpec, Example, Source
 
 __all__ = ["Batch", "CondKind", "Loader", "check_batch", "drain", "flips", "indices"]
 
-CondKind: TypeAlias = Literal["none", "label", "context"]
 
 Batch: TypeAlias = dict[str, Any]
 """"x": float32 (B, ...) in model space; "cond": {}, {"label": int32 (B,)} or {"context": float32 (B, K)}."""
@@ -311,8 +311,6 @@ class Loader:
             if "image" in self.inputs:
                 raw["image"][mirrored] = raw["image"][mirrored, :, ::-1]
         cond = {name: raw[name] for name in self.inputs}
-        if self.cond_kind == "label":
-            cond["label"] = raw["label"]
-        elif self.cond_kind == "context":
-            cond["context"] = np.eye(self.source.spec.num_classes, dtype=np.float32)[raw["label"]]
+        if self.cond_kind != "none":
+            cond |= from_labels(self.cond_kind, raw["label"], self.source.spec.num_classes)
         return {"x": self.normalizer.encode(x), "cond": cond}

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxdiff import config as C
 from jaxdiff import denoisers, grids, guidance, samplers
 from jaxdiff import guidance as guiding
+from jaxdiff.conditioning import from_labels
 from jaxdiff.factory.networks import Model
 from jaxdiff.factory.process import schedule
 from jaxdiff.factory.samplers import SAMPLERS, make_grid, make_sampler
@@ -73,10 +74,8 @@ def conditioning(
     cond |= {k: jnp.asarray(v, jnp.float32) for k, v in (inputs or {}).items()}
     if labels is None or built.condition == "none":
         return cond
-    if built.condition == "label":
-        return cond | {"label": jnp.asarray(labels, jnp.int32)}
-    soft = labels if labels.ndim == 2 else np.eye(built.spec.num_classes)[labels]
-    return cond | {"context": jnp.asarray(soft, jnp.float32)}
+    told = from_labels(built.condition, labels, built.spec.num_classes)
+    return cond | {name: jnp.asarray(value) for name, value in told.items()}
 
 
 def _initial(noise: str, keys: jax.Array, shape: tuple[int, ...], sigma: jax.Array) -> jax.Array:

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxdiff import config as C
 from jaxdiff import data, networks
+from jaxdiff.conditioning import CondKind, null_value
 from jaxdiff.factory.process import parameterization
 from jaxdiff.losses.augmentation import LABELS
 from jaxdiff.pytrees import bind
@@ -27,7 +27,7 @@ class Model(NamedTuple):
         uncertainty: log variance of the loss at a noise level, ``(params, noise_cond) -> (batch,)``, or None.
         parameterization: what it predicts.
         spec: what one example is.
-        condition: "none", "label" or "context".
+        condition: what becomes of the label.
         null_cond: null value of every conditioning input.
     """
 
@@ -37,7 +37,7 @@ class Model(NamedTuple):
     uncertainty: Callable[..., jax.Array] | None
     parameterization: Parameterization
     spec: data.DataSpec
-    condition: str
+    condition: CondKind
     null_cond: Mapping[str, Any]
 
 
@@ -108,11 +108,6 @@ def model(config: C.Config, spec: data.DataSpec) -> Model:
         condition == "none" or spec.num_classes > 0,
         f"data.condition is {condition!r} but the data have no labels: use --data.condition none",
     )
-    null: dict[str, Any] = {}
-    if condition == "label":
-        null = {"label": np.asarray(spec.num_classes, np.int32)}
-    elif condition == "context":
-        null = {"context": np.zeros(spec.num_classes, np.float32)}
     shapes = dict(spec.inputs)
     missing = sorted(set(config.data.inputs) - set(shapes))
     require(
@@ -120,7 +115,10 @@ def model(config: C.Config, spec: data.DataSpec) -> Model:
         f"data.inputs asks for {', '.join(missing)} but the data have {', '.join(shapes) or 'no such arrays'}: "
         "store them as cond_NAME in the npz file",
     )
-    null |= data.null_inputs([(name, shapes[name]) for name in config.data.inputs])
+    null = {name: null_value(name, shapes[name]) for name in config.data.inputs}
+    if condition != "none":
+        axes = (spec.num_classes,) if condition == "context" else ()
+        null = {condition: null_value(condition, axes, classes=spec.num_classes)} | null
     _require_fit(config, spec)
     module = networks.NETWORKS[type(config.network)](config.network, _inputs(config, spec))
     trained = networks.as_network(module, attention=config.runtime.attention)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxdiff.conditioning import is_dropped
 from jaxdiff.noise_levels import NoiseLevels
 from jaxdiff.typing import Cond, Mean, Metrics, expand_to, require
 
@@ -28,9 +29,6 @@ BIN_EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 MAX_SIGMA = 1e5
 """Stands for an infinite noise level (alpha = 0): the signal is then below float32 resolution."""
-
-KEPT = ("augment",)
-"""Inputs that are never dropped: they say what was done to the image, and without them it would leak into samples."""
 
 
 class NoisyRows(NamedTuple):
@@ -86,7 +84,7 @@ def drop_cond(cond: Cond, null_cond: Mapping[str, Any], drop: Array) -> Cond:
         null = jnp.broadcast_to(jnp.asarray(null, value.dtype), value.shape)
         return jnp.where(expand_to(drop, value), null, value)
 
-    return {name: value if name in KEPT else replace(value, null_cond[name]) for name, value in cond.items()}
+    return {name: replace(value, null_cond[name]) if is_dropped(name) else value for name, value in cond.items()}
 
 
 def check_dropout(cond_dropout: float, null_cond: Mapping[str, Any] | None) -> None:

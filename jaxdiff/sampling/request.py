@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxdiff import data, factory
+from jaxdiff.conditioning import STORED
 from jaxdiff.run.trained import TrainedRun
 from jaxdiff.typing import Cond, require
 
@@ -142,7 +143,7 @@ def read_inputs(path: pathlib.Path | None, model: factory.Model) -> dict[str, np
     """
     if path is None:
         return {}
-    wanted = {name: np.shape(null) for name, null in model.null_cond.items() if name in data.INPUTS}
+    wanted = {name: np.shape(null) for name, null in model.null_cond.items() if name in STORED}
     require(path.is_file(), f"--inputs {path}: no such file")
     with np.load(path, allow_pickle=False) as file:
         found = {name: file[key] for name, key in data.input_keys(file.files, "train").items()}

@@ -1,18 +1,4 @@
-"""What the networks are told beside the noise: one mapping ``cond`` with an exact null value for every input.
-
-==========  =====================================  ==========================================================
-name        one example                            null value (also what an absent input counts as)
-==========  =====================================  ==========================================================
-"label"     integer in 0..num_classes              num_classes
-"vector"    (k,) numbers: multi-hot or continuous  NaN in every place; a learned vector stands in its place
-"tokens"    (n, width) embedded text or the like   zeros; "tokens_mask" (n,) marks the places that are filled
-"image"     (h, w, k), concatenated to x           zeros
-"augment"   (k,) parameters of an augmentation     zeros: not augmented
-==========  =====================================  ==========================================================
-
-For guidance one mask drops all inputs of an example together: ``losses.drop_cond`` with these null values. "augment"
-is never dropped: it says what was done to the image, and an image that was changed must not pass for one that was not.
-"""
+"""How networks read what they are told: ``jaxdiff.conditioning`` has the table of names, shapes and null values."""
 
 import jax.numpy as jnp
 from flax import linen as nn
