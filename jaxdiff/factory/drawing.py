@@ -14,7 +14,7 @@ from jaxdiff import guidance as guiding
 from jaxdiff.conditioning import from_labels
 from jaxdiff.factory.networks import Model
 from jaxdiff.factory.process import schedule
-from jaxdiff.factory.samplers import SAMPLERS, make_grid, make_sampler
+from jaxdiff.factory.samplers import make_grid, make_sampler, sampler_options
 from jaxdiff.pytrees import Static, compiled
 from jaxdiff.typing import Cond, Denoiser, Keys, Params, Sampler, require
 
@@ -29,7 +29,7 @@ def sampler(config: C.SampleConfig) -> Sampler:
     """
     name = config.sampler
     options: dict[str, Any] = {"order": config.order, "s_noise": config.s_noise, "eta": config.eta or None}
-    if "eta" in SAMPLERS[name][2]:
+    if "eta" in sampler_options(name):
         options["eta"] = config.eta
     if name == "stochastic_heun":
         options["s_churn"] = config.s_churn
