@@ -104,7 +104,7 @@ def test_it_starts_from_given_samples_and_keeps_states():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sampler": "hein"}, "sampler 'hein' is not known: choose one of ddpm"),
+        ({"sampler": "hein"}, "sampler 'hein' is not known: choose one of consistency, ddim"),
         ({"grid": "karas"}, "grid 'karas' is not known"),
         ({"sampler_options": {"eta": 1.0}}, "eta=1.0 does not apply to sampler 'dpmpp_2m'"),
         ({"guidance": 2.0}, "guidance=2.0 needs null_cond"),
