@@ -13,7 +13,7 @@ from jaxdiff import noise_levels, pytrees, samplers, schedules
 from jaxdiff import parameterizations as P
 from jaxdiff.denoisers import make_denoiser
 from jaxdiff.losses import EDMWeighting, MinSNR, P2Weighting, Simple, SoftMinSNR
-from jaxdiff.networks import MLP, as_network, init_params, plain_forms
+from jaxdiff.networks import MLP, Inputs, MLPConfig, as_network, init_params, plain_forms
 from jaxdiff.networks.kernels.forms import plain
 
 SCHEDULES = {
@@ -67,10 +67,14 @@ def test_a_bound_function_holds_numbers_as_leaves_and_compares_the_rest_by_value
 
 
 def test_networks_of_equal_modules_are_equal_and_make_one_program():
-    one, same, other = as_network(MLP(hidden=16)), as_network(MLP(hidden=16)), as_network(MLP(hidden=32))
+    one, same, other = (
+        as_network(MLP(MLPConfig(hidden=16), Inputs(channels=2))),
+        as_network(MLP(MLPConfig(hidden=16), Inputs(channels=2))),
+        as_network(MLP(MLPConfig(hidden=32), Inputs(channels=2))),
+    )
     assert one == same and hash(one) == hash(same) and one != other
     x = start(80.0, shape=(2,))
-    params = init_params(MLP(hidden=16), jax.random.key(0), x)
+    params = init_params(MLP(MLPConfig(hidden=16), Inputs(channels=2)), jax.random.key(0), x)
     grid = np.asarray([80.0, 1.0, 0.0])
     assert compilations(samplers.heun, make_denoiser(one, params, P.EDM()), x, grid) == 1
     doubled = jax.tree.map(lambda p: 2 * p, params)
