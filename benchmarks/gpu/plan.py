@@ -166,6 +166,8 @@ def start(session: Session, deadline: float) -> None:
     # On few cores they would slow each other: one after the other there.
     groups = groups if (os.cpu_count() or 1) >= 8 else [trials]
     session.aheads = [session.start("ahead", where | {"trials": group}) for group in groups if group]
+    # PyTorch compiles for a minute and more too, and keeps what it has compiled.
+    session.aheads.append(_start_torch(session, session.networks[0], session.batches(session.networks[0])[0], 0.1))
     session.together("start", ("start",), deadline)
 
 
@@ -185,7 +187,7 @@ def _measure(session: Session, trial: dict[str, Any], deadline: float, *, sample
         folder = session.scratch / trial["network"].replace("/", "_")
         folder.mkdir(exist_ok=True)
         request = {"trial": now, "known": known if batch == known.get("batch") else {}, "started": time.time()}
-        request |= {"seconds": 0.2 if session.smoke else 4.0, "trace": str(folder), "samples": samples}
+        request |= {"seconds": 0.2 if session.smoke else 3.0, "trace": str(folder), "samples": samples}
         child = session.start("measure", request)
         (code,) = session.wait([child], deadline)
         if code == 0:
@@ -196,13 +198,17 @@ def _measure(session: Session, trial: dict[str, Any], deadline: float, *, sample
     return False
 
 
+def _start_torch(session: Session, network: str, batch: int, seconds: float) -> Child:
+    request = {"network": network, "batch": batch, "compile": True, "seconds": seconds}
+    return session.start("torch", request, module="peers_gpu", python=session.peers)
+
+
 def _torch(session: Session, network: str, deadline: float) -> None:
     """PyTorch's same network, compiled, at the batch of our step."""
     ours = [line for line in session.lines() if line["benchmark"] == "gpu/train" and line.get("network") == network]
     batch = ours[-1]["batch"] if ours else session.batches(network)[0]
     case = f"{network}, batch {batch}, PyTorch compiled"
-    request = {"network": network, "batch": batch, "compile": True, "seconds": 0.2 if session.smoke else 4.0}
-    child = session.start("torch", request, module="peers_gpu", python=session.peers)
+    child = _start_torch(session, network, batch, 0.2 if session.smoke else 4.0)
     (code,) = session.wait([child], deadline)
     if code:
         return session.skip("torch", case, code, child)
@@ -217,7 +223,7 @@ def speed(session: Session, deadline: float) -> None:
     session.wait(waiting, time.time() + 0.3 * session.left(deadline))
     for child in session.aheads:
         code = session.stop(child) if child not in waiting else child.process.poll()
-        if code not in (0, None, -9):
+        if child.name == "ahead" and code not in (0, None, -9):
             session.skip("ahead", "programs compiled ahead", code, child)
     session.together("speed", ("peak",), deadline)
     for number, network in enumerate(session.networks):
