@@ -1,5 +1,6 @@
 """The plan for one GPU: its parts here, on a CPU; the whole of it, as a rehearsal, among the slow tests."""
 
+import gzip
 import json
 import pathlib
 import subprocess
@@ -31,7 +32,7 @@ def test_a_step_is_measured(tmp_path):
     (step,) = lines(tmp_path / "lines.jsonl")
     assert step["utilisation"] > 0 and step["images_per_s"] > 0 and np.isfinite(step["loss"])
     assert "dit-xl/2, batch 8" in (tmp_path / "kernels.txt").read_text()
-    assert (tmp_path / "trace.xplane.pb.gz").stat().st_size > 1000
+    assert (tmp_path / "trace.json.gz").stat().st_size > 1000
 
 
 def test_the_dearest_kernels_are_named(tmp_path):
@@ -41,6 +42,22 @@ def test_the_dearest_kernels_are_named(tmp_path):
     found = trace.dearest(trace.record(lambda: call(x), tmp_path, calls=4), calls=4, count=3)
     assert found[0].ms >= found[-1].ms > 0 and sum(k.share for k in found) <= 1 + 1e-9
     assert trace.table(found).count("\n") == len(found)
+
+
+def test_of_a_gpu_the_streams_count(tmp_path):
+    def named(kind, name, **where):
+        return {"ph": "M", "name": kind, "args": {"name": name}, **where}
+
+    events = [named("process_name", "/device:GPU:0", pid=1), named("process_name", "/host:CPU", pid=2)]
+    events += [named("thread_name", "Stream #7(Compute)", pid=1, tid=1), named("thread_name", "XLA Ops", pid=1, tid=2)]
+    events += [
+        {"ph": "X", "pid": 1, "tid": 1, "name": name, "dur": dur} for name, dur in (("gemm", 3e3), ("norm", 1e3))
+    ]
+    events += [{"ph": "X", "pid": 1, "tid": 2, "name": "fusion", "dur": 9e3}]
+    events += [{"ph": "X", "pid": 2, "tid": 1, "name": "dot", "dur": 9e3, "args": {"hlo_op": "dot"}}]
+    (tmp_path / "a.trace.json.gz").write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+    found = trace.dearest(tmp_path / "a.trace.json.gz", calls=2)
+    assert found == [trace.Kernel("gemm", 1.5, 0.5, 0.75), trace.Kernel("norm", 0.5, 0.5, 0.25)]
 
 
 def test_every_network_is_what_was_published():
@@ -152,7 +169,7 @@ def test_the_rehearsal_of_the_short_plan(tmp_path):
     missing = [line for line in found if str(line["value"]).startswith("not run")]
     assert all(line["value"] == "not run: no torch" for line in missing), missing
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    names = {"results.jsonl", "children.log", "kernels.txt", "trace.xplane.pb.gz"}
+    names = {"results.jsonl", "children.log", "kernels.txt", "trace.json.gz"}
     assert {path.name for path in files} == names | {"cifar10_samples.png", "cifar10_loss.png"}
     assert all(path.stat().st_size < 16 << 20 for path in files)
     into = tmp_path / "RESULTS.md"

@@ -6,7 +6,7 @@
 
 Run from the repository, with jaxdiff's dependencies installed; no network is needed. DIR gets results.jsonl (lines as
 they are measured), children.log, and of the short plan cifar10_samples.png, cifar10_loss.png, kernels.txt and
-trace.xplane.pb.gz of the slowest network: less than 8 files. Tables: ``python -m benchmarks.report DIR/results.jsonl``.
+trace.json.gz of the slowest network: less than 8 files. Tables: ``python -m benchmarks.report DIR/results.jsonl``.
 
 start   every module imported, one step of toy2d
 right   samplers, networks, losses, attention and resuming, against the stored numbers of a CPU

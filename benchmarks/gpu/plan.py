@@ -246,7 +246,7 @@ def _keep_slowest(session: Session) -> None:
     if not found:
         return
     slowest = min(found, key=lambda line: line["utilisation"] / line["target"])["network"]
-    for name in ("kernels.txt", "trace.xplane.pb.gz"):
+    for name in ("kernels.txt", "trace.json.gz"):
         path = session.scratch / slowest.replace("/", "_") / name
         if path.exists() and path.stat().st_size < 16 << 20:
             shutil.copy(path, session.folder / name)

@@ -7,6 +7,7 @@ dense product reaches on the same device.
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -166,7 +167,7 @@ def measure(request: dict[str, Any], out: Output) -> None:
             folder = pathlib.Path(request["trace"])
             recorded = trace.record(call, folder)
             (folder / "kernels.txt").write_text(f"{trial.name}\n{trace.table(trace.dearest(recorded))}\n")
-            trace.pack(recorded, folder / "trace.xplane.pb.gz")
+            shutil.copy(recorded, folder / "trace.json.gz")
         if request.get("samples"):
             params = holder.pop().ema_params
             _sample(ready, params, request["seconds"], out, trial)
