@@ -62,7 +62,9 @@ def table(lines: list[dict[str, Any]]) -> str:
     lines = list(latest.values())
     fields = list(dict.fromkeys(key for line in lines for key in line if key not in (*KEYS, *MACHINE, "date")))
     common = {
-        key: lines[0][key] for key in fields if len(lines) > 1 and all(x.get(key) == lines[0][key] for x in lines)
+        key: lines[0].get(key)
+        for key in fields
+        if len(lines) > 1 and all(key in x and x[key] == lines[0].get(key) for x in lines)
     }
     columns = [key for key in fields if key not in common]
     units = {line["unit"] for line in lines}

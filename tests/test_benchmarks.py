@@ -66,6 +66,8 @@ def test_the_report_replaces_a_section_once(tmp_path):
     assert once.startswith("# Results\n\nBefore.\n\n<!-- speed -->\n") and once.endswith("<!-- end -->\n\nAfter.\n")
     assert "old" not in once and "| c | 30,000 |" in once and "20,000" not in once and "a \\| b" in once
     assert "Same in all rows: batch 4." in once and "jax 0" in once
+    out.write("speed", "d", 1.0, "ms", {"only here": 3})  # lines of one section may have other fields
+    assert "| d | 1 |  |  | 3 |" in report.section(report.read([tmp_path / "lines.jsonl"])["speed"])
     added = report.replace("# Results\n", sections)
     assert added.count("<!-- speed -->") == added.count("<!-- end -->") == 1
     with pytest.raises(ValueError, match="stands there 2 times"):
