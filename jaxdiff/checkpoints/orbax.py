@@ -49,10 +49,13 @@ def _is_alone(record: logging.LogRecord) -> bool:
     """Drop what asyncio says of writes that failed beside the one whose error was raised.
 
     Arrays are written by tasks that orbax gathers. The first error ends the gathering and is raised; a task that fails
-    while its event loop closes is looked at by nobody, and asyncio prints its traceback when it is forgotten.
+    while its event loop closes is looked at by nobody, and asyncio prints its traceback when it is forgotten. One whose
+    task had ended before has no frames: there the file that it names tells whose it was.
     """
     if not record.exc_info or "exception was never retrieved" not in record.getMessage():
         return True
+    if ".orbax-checkpoint-tmp" in str(record.exc_info[1]):
+        return False
     frames = [frame for frame, _ in traceback.walk_tb(record.exc_info[2])]
     return not any(str(frame.f_globals.get("__name__")).startswith("orbax.") for frame in frames)
 
