@@ -311,7 +311,8 @@ def test_many_arrays_that_can_not_be_written_are_one_error(tmp_path, caplog):
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(asyncio.wait([loop.create_task(other())]))
-    loop.create_future().set_exception(ValueError('Error writing "params" at "1.orbax-checkpoint-tmp/d/4c"'))  # no frames
+    lost = ValueError('Error writing "params" at "1.orbax-checkpoint-tmp/d/4c"')
+    loop.create_future().set_exception(lost)  # has no frames
     loop.close()
     gc.collect()
     assert ["never retrieved" in m for m in caplog.messages] == [True], caplog.text
