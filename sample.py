@@ -2,18 +2,32 @@
 
 Everything is rebuilt from the checkpoint. Sample i depends on the seed and i alone. An interrupted command
 continues where it stopped. Exit codes: 0 done, 2 wrong arguments or no usable checkpoint, 130/143 signals.
+
+--sampler, --grid and --guidance are short for --sampler.kind, --grid.kind and --guidance.scale; after the run directory
+every option of the chosen kind can follow: --sampler.eta 0.5, --guidance.kind cfg_rescale --guidance.phi 0.5.
 """
 
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Literal
 
 import tyro
 
 from jaxdiff import cli
-from jaxdiff.config import Config, SampleConfig
-from jaxdiff.config.sections import GridName, SamplerName
+from jaxdiff.config import (
+    Config,
+    GridConfig,
+    GuidanceConfig,
+    SampleConfig,
+    SamplerConfig,
+    choose,
+    grid,
+    guidance,
+    kinds_text,
+    sampler,
+)
 from jaxdiff.sampling import Request, load_run, parse_labels, parse_part, read_inputs, run_request
 
 
@@ -31,11 +45,11 @@ class Arguments:
     """An npz file with the further conditioning of the samples, arrays cond_NAME as in training, rows taken in turn."""
     guidance: float | None = None
     """0 is unconditional, 1 conditional, larger values push towards the label; default by the recipe."""
-    sampler: SamplerName | None = None
+    sampler: str | None = None
     """Sampler; default by the recipe."""
     steps: int | None = None
     """Steps of the sampler; default by the recipe."""
-    grid: GridName | None = None
+    grid: str | None = None
     """Noise levels of the steps; default by the recipe."""
     eta: float | None = None
     """Noise of samplers that take it: 0 is deterministic, 1 the reverse SDE; default by the recipe."""
@@ -65,22 +79,57 @@ class Arguments:
     """Precision of float32 products on GPU and TPU; default as in training."""
 
 
-def updated(config: Config, args: Arguments) -> Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """The sections of a configuration that say how samples are drawn."""
+
+    sampler: SamplerConfig = dataclasses.field(default_factory=lambda: sampler("dpmpp_2m"))
+    grid: GridConfig = dataclasses.field(default_factory=lambda: grid("karras"))
+    guidance: GuidanceConfig = dataclasses.field(default_factory=lambda: guidance("classifier_free"))
+    sample: SampleConfig = SampleConfig()
+
+
+SHORT = {"guidance": "guidance.scale", "sampler": "sampler.kind", "grid": "grid.kind", "eta": "sampler.eta"}
+SHORT |= {"order": "sampler.order", "num": "sample.num", "steps": "sample.steps", "batch_size": "sample.batch-size"}
+"""Arguments that are short for a field of a section."""
+
+
+def drawing(default: Drawing, words: Sequence[str]) -> Drawing:
+    """Change what the words of the command line name, kinds first."""
+    chosen = choose(default, words)
+    description = f"How samples are drawn; kinds:\n{kinds_text(chosen)}"
+    config = (tyro.conf.AvoidSubcommands,)
+    return tyro.cli(
+        Drawing, prog="sample.py RUN_DIR", args=words, default=chosen, description=description, config=config
+    )
+
+
+def updated(config: Config, args: Arguments, rest: Sequence[str]) -> Config:
     """The configuration with what the command line overrides."""
-    names = ("num", "guidance", "sampler", "steps", "grid", "eta", "order", "batch_size")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    given |= {"brownian": True} if args.brownian else {}
-    section: SampleConfig = dataclasses.replace(config.sample, **given)
+    given = [(f"--{field}", str(value)) for name, field in SHORT.items() if (value := getattr(args, name)) is not None]
+    words = [word for pair in given for word in pair] + (["--sample.brownian"] if args.brownian else []) + list(rest)
+    changed = drawing(Drawing(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Drawing)}), words)
+    sections = {field.name: getattr(changed, field.name) for field in dataclasses.fields(Drawing)}
     precision = args.matmul_precision or config.runtime.matmul_precision
     runtime = dataclasses.replace(config.runtime, matmul_precision=precision)
-    return dataclasses.replace(config, sample=section, runtime=runtime)
+    return dataclasses.replace(config, runtime=runtime, **sections)
+
+
+def parse(words: Sequence[str]) -> tuple[Arguments, list[str]]:
+    """Read the command line: the arguments, and the words about sections."""
+    try:
+        return tyro.cli(Arguments, prog="sample.py", description=__doc__, args=words, return_unknown_args=True)
+    except SystemExit:
+        if {"-h", "--help"} & set(words):
+            drawing(Drawing(), [word for word in words if word.startswith("-")])
+        raise
 
 
 def main() -> int:
     """Load the run, draw, write."""
-    args = tyro.cli(Arguments, prog="sample.py", description=__doc__)
+    args, rest = parse(sys.argv[1:])
     run = load_run(args.run_dir, step=args.checkpoint, weights=args.weights, spread=True)
-    run = run._replace(config=updated(run.config, args))
+    run = run._replace(config=updated(run.config, args, rest))
     print(cli.start(run.config.runtime), file=sys.stderr)
     print(f"{args.run_dir}: recipe {run.config.name}, step {run.step}, {args.weights} weights", file=sys.stderr)
     request = Request(

@@ -1,4 +1,4 @@
-"""Train a diffusion model:  python train.py RECIPE [--section.field VALUE ...].
+"""Train a diffusion model:  python train.py RECIPE [--section.kind NAME] [--section.field VALUE ...].
 
 The same command resumes the run where it stopped, exactly. Exit codes: 0 done, 2 wrong arguments or data,
 4 diverged, 5 a checkpoint could not be saved, 75 stopped by a signal after saving (run it again), 76 another process
@@ -20,7 +20,7 @@ import tyro
 
 from jaxdiff import cli, distributed
 from jaxdiff.checkpoints import Checkpoints, SaveError
-from jaxdiff.config import Config, from_dict, to_json
+from jaxdiff.config import Config, choose, from_dict, kinds_text, to_json
 from jaxdiff.config.recipes import load_recipes
 from jaxdiff.outputs.atomic import replacing
 from jaxdiff.run.logs import JsonLog, Progress, TensorBoardLog
@@ -59,12 +59,13 @@ def parse() -> Arguments:
     if name not in choices:  # lists the recipes, or says that there is none of that name
         return tyro.extras.overridable_config_cli(choices, prog="train.py", config=(tyro.conf.AvoidSubcommands,))
     doc, default = choices[name]
+    config = choose(default.config, sys.argv[2:])
     return tyro.cli(
         Arguments,
         prog=f"train.py {name}",
         args=sys.argv[2:],
-        default=default,
-        description=doc,
+        default=dataclasses.replace(default, config=config),
+        description=f"{doc}\n\nKinds, each with its own settings below:\n{kinds_text(config)}",
         config=(tyro.conf.AvoidSubcommands,),
     )
 

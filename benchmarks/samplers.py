@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff import grids, samplers
-from jaxdiff.factory.samplers import SAMPLERS, make_sampler
+from jaxdiff.config import KINDS
+from jaxdiff.factory.samplers import make_sampler
 
 SHAPE = (64, 32, 32, 3)
 K_DIFFUSION = (
@@ -110,7 +111,7 @@ def main():
     header = {"device": platform.processor() or platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__}
     header |= {"torch, diffusers": peers.versions} if peers else {}
     print(json.dumps(header | {"date": str(datetime.date.today()), "batch": SHAPE}), flush=True)
-    for name in args.only or SAMPLERS:
+    for name in args.only or KINDS["sampler"]:
         for record in measure(name, 50, peers, args.repeats):
             print(json.dumps(record), flush=True)
     if not args.only:

@@ -9,12 +9,12 @@ right on real digits) names 85.4 % as asked; their Frechet distance to real digi
 as many other real ones.
 """
 
-from jaxdiff.config import Config, DataConfig, DiffiTImageConfig, LossConfig, OptimConfig, SampleConfig, TrainConfig
+from jaxdiff import config as C
 
-CONFIG = Config(
+CONFIG = C.Config(
     name="diffit-mnist",
-    data=DataConfig(kind="npz", condition="label", shape=(28, 28, 1), classes=10),
-    network=DiffiTImageConfig(
+    data=C.NpzConfig(condition="label", shape=(28, 28, 1), classes=10),
+    network=C.DiffiTImageConfig(
         widths=(64, 128),
         blocks=(1, 3),
         window=7,
@@ -25,8 +25,10 @@ CONFIG = Config(
         time_scale=1000.0,
         zero_init_head=True,
     ),
-    loss=LossConfig(cond_dropout=0.1),
-    optim=OptimConfig(lr=1e-3, warmup=100, decay="cosine", ema=0.995),
-    train=TrainConfig(steps=2200, batch_size=64, log_every=50, save_every=550, sample_every=1100),
-    sample=SampleConfig(sampler="dpmpp_2m", steps=20, guidance=1.5, num=100, batch_size=100),
+    loss=C.DenoisingConfig(cond_dropout=0.1),
+    optim=C.AdamConfig(lr=1e-3, warmup=100, decay="cosine", ema=0.995),
+    train=C.TrainConfig(steps=2200, batch_size=64, log_every=50, save_every=550, sample_every=1100),
+    sampler=C.sampler("dpmpp_2m"),
+    guidance=C.guidance("classifier_free", scale=1.5),
+    sample=C.SampleConfig(steps=20, num=100, batch_size=100),
 )

@@ -10,14 +10,16 @@ support-vector classifier (99.3 % right on held-out digits) names 98.8 % as aske
 training set (raw pixels) is 1.32 times that between two halves of the real digits.
 """
 
-from jaxdiff.config import Config, DataConfig, DDPMUNetConfig, LossConfig, OptimConfig, SampleConfig, TrainConfig
+from jaxdiff import config as C
 
-CONFIG = Config(
+CONFIG = C.Config(
     name="digits",
-    data=DataConfig(kind="digits", split="train", condition="label"),
-    network=DDPMUNetConfig(dim=32, dim_mults=(1, 2), time_scale=1000.0, zero_init_head=True),
-    loss=LossConfig(cond_dropout=0.1),
-    optim=OptimConfig(lr=2e-3, warmup=50, decay="cosine", ema=0.99),
-    train=TrainConfig(steps=700, batch_size=128, log_every=50, save_every=350, sample_every=350),
-    sample=SampleConfig(sampler="dpmpp_2m", steps=20, guidance=1.25, num=100, batch_size=100),
+    data=C.DigitsConfig(split="train", condition="label"),
+    network=C.DDPMUNetConfig(dim=32, dim_mults=(1, 2), time_scale=1000.0, zero_init_head=True),
+    loss=C.DenoisingConfig(cond_dropout=0.1),
+    optim=C.AdamConfig(lr=2e-3, warmup=50, decay="cosine", ema=0.99),
+    train=C.TrainConfig(steps=700, batch_size=128, log_every=50, save_every=350, sample_every=350),
+    sampler=C.sampler("dpmpp_2m"),
+    guidance=C.guidance("classifier_free", scale=1.25),
+    sample=C.SampleConfig(steps=20, num=100, batch_size=100),
 )

@@ -9,49 +9,31 @@ DiT was trained with on latents.
 
 import dataclasses
 
-from jaxdiff.config import (
-    Config,
-    DataConfig,
-    DiTConfig,
-    LossConfig,
-    NoiseLevelConfig,
-    OptimConfig,
-    ParameterizationConfig,
-    RuntimeConfig,
-    SampleConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from jaxdiff import config as C
 
-CONFIG = Config(
+CONFIG = C.Config(
     name="dit-cifar10",
-    data=DataConfig(kind="tfds", name="cifar10", condition="label", shape=(32, 32, 3), classes=10, flip=True),
-    network=DiTConfig(patch=2, width=384, depth=12, heads=6, scan=True),
-    schedule=ScheduleConfig(kind="linear", num_steps=1000),
-    parameterization=ParameterizationConfig(kind="eps", sigma_data=0.5),
-    noise_levels=NoiseLevelConfig(kind="uniform_time"),
-    loss=LossConfig(kind="hybrid", cond_dropout=0.1),
-    optim=OptimConfig(lr=1e-4, warmup=0, decay="constant", clip=None, ema=0.9999),
-    train=TrainConfig(steps=400_000, batch_size=256, log_every=100, save_every=10_000, sample_every=20_000),
-    sample=SampleConfig(
-        sampler="ddpm",
-        variance="learned",
-        steps=250,
-        grid="uniform_time",
-        guidance=1.5,
-        clip=True,
-        num=50_000,
-        batch_size=500,
-    ),
-    runtime=RuntimeConfig(dtype="bfloat16", matmul_precision="default"),
+    data=C.TfdsConfig(name="cifar10", condition="label", shape=(32, 32, 3), classes=10, flip=True),
+    network=C.DiTConfig(patch=2, width=384, depth=12, heads=6, scan=True),
+    schedule=C.schedule("linear", num_steps=1000),
+    parameterization=C.ParameterizationConfig(kind="eps", sigma_data=0.5),
+    noise_levels=C.noise_levels("uniform_time"),
+    loss=C.HybridConfig(cond_dropout=0.1),
+    optim=C.AdamConfig(lr=1e-4, warmup=0, decay="constant", clip=None, ema=0.9999),
+    train=C.TrainConfig(steps=400_000, batch_size=256, log_every=100, save_every=10_000, sample_every=20_000),
+    sampler=C.sampler("ddpm", variance="learned"),
+    grid=C.grid("uniform_time"),
+    guidance=C.guidance("classifier_free", scale=1.5),
+    sample=C.SampleConfig(steps=250, clip=True, num=50_000, batch_size=500),
+    runtime=C.RuntimeConfig(dtype="bfloat16", matmul_precision="default"),
 )
 
 SMOKE = dataclasses.replace(
     CONFIG,
     name="dit-cifar10-smoke",
-    network=DiTConfig(patch=4, width=128, depth=4, heads=4),
-    optim=OptimConfig(lr=5e-4, warmup=20, ema=0.99),
-    train=TrainConfig(steps=200, batch_size=32, log_every=20, save_every=200, sample_every=200),
+    network=C.DiTConfig(patch=4, width=128, depth=4, heads=4),
+    optim=C.AdamConfig(lr=5e-4, warmup=20, ema=0.99),
+    train=C.TrainConfig(steps=200, batch_size=32, log_every=20, save_every=200, sample_every=200),
     sample=dataclasses.replace(CONFIG.sample, steps=50, num=50, batch_size=50),
-    runtime=RuntimeConfig(),
+    runtime=C.RuntimeConfig(),
 )

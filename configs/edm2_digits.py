@@ -10,34 +10,19 @@ on held-out digits) names 98 % as asked at length 0.07; Frechet distance 0.091 t
 from the last weights without an average.
 """
 
-from jaxdiff.config import (
-    Config,
-    DataConfig,
-    EDM2Config,
-    LossConfig,
-    NoiseLevelConfig,
-    OptimConfig,
-    ParameterizationConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from jaxdiff import config as C
 
-CONFIG = Config(
+CONFIG = C.Config(
     name="edm2-digits",
-    data=DataConfig(kind="digits", split="train", condition="label"),
-    network=EDM2Config(dim=32, dim_mults=(1, 2), blocks=1, attention_levels=(1,), head_dim=32),
-    parameterization=ParameterizationConfig(kind="edm", sigma_data="auto"),
-    noise_levels=NoiseLevelConfig(kind="log_normal", mean=-0.8, std=1.6),
-    loss=LossConfig(kind="uncertainty", cond_dropout=0.1),
-    optim=OptimConfig(
-        lr=1e-2,
-        warmup=50,
-        decay="inverse_sqrt",
-        decay_start=400,
-        b2=0.99,
-        clip=None,
-        ema_stds=(0.05, 0.1, 0.075),
+    data=C.DigitsConfig(split="train", condition="label"),
+    network=C.EDM2Config(dim=32, dim_mults=(1, 2), blocks=1, attention_levels=(1,), head_dim=32),
+    parameterization=C.ParameterizationConfig(kind="edm", sigma_data="auto"),
+    noise_levels=C.noise_levels("log_normal", mean=-0.8, std=1.6),
+    loss=C.UncertaintyConfig(cond_dropout=0.1),
+    optim=C.AdamConfig(
+        lr=1e-2, warmup=50, decay="inverse_sqrt", decay_start=400, b2=0.99, clip=None, ema_stds=(0.05, 0.1, 0.075)
     ),
-    train=TrainConfig(steps=1024, batch_size=128, log_every=32, save_every=32, keep_every=32, sample_every=512),
-    sample=SampleConfig(sampler="heun", steps=12, num=100, batch_size=100),
+    train=C.TrainConfig(steps=1024, batch_size=128, log_every=32, save_every=32, keep_every=32, sample_every=512),
+    sampler=C.sampler("heun"),
+    sample=C.SampleConfig(steps=12, num=100, batch_size=100),
 )

@@ -10,24 +10,12 @@ take 100 of the 4000 steps.
 
 import dataclasses
 
-from jaxdiff.config import (
-    ADMConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    NoiseLevelConfig,
-    OptimConfig,
-    ParameterizationConfig,
-    RuntimeConfig,
-    SampleConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from jaxdiff import config as C
 
-CONFIG = Config(
+CONFIG = C.Config(
     name="iddpm-cifar10",
-    data=DataConfig(kind="tfds", name="cifar10", shape=(32, 32, 3), classes=10, flip=True),
-    network=ADMConfig(
+    data=C.TfdsConfig(name="cifar10", shape=(32, 32, 3), classes=10, flip=True),
+    network=C.ADMConfig(
         dim=128,
         dim_mults=(1, 2, 2, 2),
         blocks=3,
@@ -38,24 +26,24 @@ CONFIG = Config(
         dropout=0.3,
         time_scale=0.25,
     ),
-    schedule=ScheduleConfig(kind="cosine", num_steps=4000),
-    parameterization=ParameterizationConfig(kind="eps", sigma_data=0.5),
-    noise_levels=NoiseLevelConfig(kind="uniform_time"),
-    loss=LossConfig(kind="hybrid"),
-    optim=OptimConfig(lr=1e-4, warmup=0, decay="constant", clip=None, ema=0.9999),
-    train=TrainConfig(steps=500_000, batch_size=128, log_every=100, save_every=10_000, sample_every=20_000),
-    sample=SampleConfig(
-        sampler="ddpm", variance="learned", steps=100, grid="uniform_time", clip=True, num=50_000, batch_size=500
-    ),
-    runtime=RuntimeConfig(matmul_precision="default"),
+    schedule=C.schedule("cosine", num_steps=4000),
+    parameterization=C.ParameterizationConfig(kind="eps", sigma_data=0.5),
+    noise_levels=C.noise_levels("uniform_time"),
+    loss=C.HybridConfig(),
+    optim=C.AdamConfig(lr=1e-4, warmup=0, decay="constant", clip=None, ema=0.9999),
+    train=C.TrainConfig(steps=500_000, batch_size=128, log_every=100, save_every=10_000, sample_every=20_000),
+    sampler=C.sampler("ddpm", variance="learned"),
+    grid=C.grid("uniform_time"),
+    sample=C.SampleConfig(steps=100, clip=True, num=50_000, batch_size=500),
+    runtime=C.RuntimeConfig(matmul_precision="default"),
 )
 
 SMOKE = dataclasses.replace(
     CONFIG,
     name="iddpm-cifar10-smoke",
     network=dataclasses.replace(CONFIG.network, dim=32, dim_mults=(1, 2), blocks=1, attention_levels=(1,), dropout=0.0),
-    optim=OptimConfig(lr=5e-4, warmup=20, ema=0.99),
-    train=TrainConfig(steps=200, batch_size=32, log_every=20, save_every=200, sample_every=200),
+    optim=C.AdamConfig(lr=5e-4, warmup=20, ema=0.99),
+    train=C.TrainConfig(steps=200, batch_size=32, log_every=20, save_every=200, sample_every=200),
     sample=dataclasses.replace(CONFIG.sample, steps=50, num=50, batch_size=50),
-    runtime=RuntimeConfig(),
+    runtime=C.RuntimeConfig(),
 )

@@ -9,26 +9,18 @@ knob, 100 steps, 16 samples each: diversity 0.005, 0.509, 0.606 and high-frequen
 gamma 0, 1, 2 (real images: 0.520 and 0.111).
 """
 
-from jaxdiff.config import (
-    Config,
-    DataConfig,
-    DDPMUNetConfig,
-    NoiseLevelConfig,
-    OptimConfig,
-    ParameterizationConfig,
-    SampleConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from jaxdiff import config as C
 
-CONFIG = Config(
+CONFIG = C.Config(
     name="playground-ddpm",
-    data=DataConfig(kind="npz"),
-    network=DDPMUNetConfig(dim=28, dim_mults=(1, 2, 4)),
-    schedule=ScheduleConfig(kind="cosine", num_steps=1000, min_beta=1e-4, max_beta=0.9999),
-    parameterization=ParameterizationConfig(kind="eps"),
-    noise_levels=NoiseLevelConfig(kind="uniform_time", low_discrepancy=True),
-    optim=OptimConfig(lr=1e-3, warmup=100, decay="cosine", ema=0.995),
-    train=TrainConfig(steps=1850, batch_size=16, log_every=50, save_every=370),
-    sample=SampleConfig(sampler="ddpm", grid="uniform_time", steps=1000, clip=True, num=64, batch_size=64),
+    data=C.NpzConfig(),
+    network=C.DDPMUNetConfig(dim=28, dim_mults=(1, 2, 4)),
+    schedule=C.schedule("cosine", num_steps=1000, min_beta=1e-4, max_beta=0.9999),
+    parameterization=C.ParameterizationConfig(kind="eps"),
+    noise_levels=C.noise_levels("uniform_time", low_discrepancy=True),
+    optim=C.AdamConfig(lr=1e-3, warmup=100, decay="cosine", ema=0.995),
+    train=C.TrainConfig(steps=1850, batch_size=16, log_every=50, save_every=370),
+    sampler=C.sampler("ddpm"),
+    grid=C.grid("uniform_time"),
+    sample=C.SampleConfig(steps=1000, clip=True, num=64, batch_size=64),
 )

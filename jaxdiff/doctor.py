@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from jaxdiff import cli, distributed
 from jaxdiff.checkpoints import Checkpoints
-from jaxdiff.config import Config, DataConfig, DDPMUNetConfig, LossConfig, OptimConfig, TrainConfig
+from jaxdiff.config import AdamConfig, Config, DDPMUNetConfig, DenoisingConfig, DigitsConfig, TrainConfig
 from jaxdiff.networks import plain_forms
 from jaxdiff.networks.kernels.attention import attend, attention_form
 from jaxdiff.run import training
@@ -136,10 +136,10 @@ def _config(devices: int) -> Config:
     """The recipe of the digits, with a batch that the devices can share."""
     return Config(
         name="doctor",
-        data=DataConfig(kind="digits", split="train", condition="label"),
+        data=DigitsConfig(condition="label"),
         network=DDPMUNetConfig(dim=32, dim_mults=(1, 2), time_scale=1000.0, zero_init_head=True),
-        loss=LossConfig(cond_dropout=0.1),
-        optim=OptimConfig(lr=2e-3, warmup=50, decay="cosine", ema=0.99),
+        loss=DenoisingConfig(cond_dropout=0.1),
+        optim=AdamConfig(lr=2e-3, warmup=50, decay="cosine", ema=0.99),
         train=TrainConfig(batch_size=-(-BATCH // devices) * devices, steps=700),
     )
 

@@ -16,7 +16,16 @@ from jaxdiff.pytrees import log, pytree
 from jaxdiff.schedules import DiscreteSchedule
 from jaxdiff.typing import Schedule, require
 
-__all__ = ["LogNormal", "LogUniform", "LogitNormal", "LowDiscrepancy", "NoiseLevels", "NormalTime", "UniformTime"]
+__all__ = [
+    "LEVELS",
+    "LogNormal",
+    "LogUniform",
+    "LogitNormal",
+    "LowDiscrepancy",
+    "NoiseLevels",
+    "NormalTime",
+    "UniformTime",
+]
 
 
 @runtime_checkable
@@ -179,3 +188,7 @@ class LowDiscrepancy:
         tiny = 2.0**-24
         u = (jnp.arange(n) + jax.random.uniform(key)) / n
         return self.base.quantile(jnp.clip(u, tiny, 1 - tiny))
+
+
+LEVELS = (UniformTime, NormalTime, LogNormal, LogUniform, LogitNormal)
+"""What a recipe can name as its distribution."""

@@ -18,7 +18,7 @@ from benchmarks.gpu import cases, plan, reference, right, speed, trace, work
 from benchmarks.gpu.summary import summary
 from jaxdiff import config as C
 from jaxdiff import factory
-from jaxdiff.factory.samplers import SAMPLERS
+from jaxdiff.config import KINDS
 from jaxdiff.networks import NETWORKS, count_params
 
 
@@ -77,7 +77,7 @@ def test_the_reference_has_every_network_and_sampler():
     stored = reference.load()
     assert kinds == set(reference.TINY)
     assert {name.split("/", 1)[1] for name in stored if name.startswith("network/")} == kinds
-    assert {name.split("/", 1)[1] for name in stored if name.startswith("sampler/")} == set(SAMPLERS)
+    assert {name.split("/", 1)[1] for name in stored if name.startswith("sampler/")} == set(KINDS["sampler"])
     assert all(np.isfinite(values).all() and np.ptp(values) > 0 for values in stored.values())
 
 

@@ -10,8 +10,9 @@ import pytest
 from conftest import CACHE
 from runs import ROOT, environment
 
+from jaxdiff import config as C
 from jaxdiff import doctor
-from jaxdiff.config import DataConfig, LossConfig, MLPConfig
+from jaxdiff.config import MLPConfig
 from jaxdiff.config.recipes import load_recipes
 from jaxdiff.runtime import backends
 
@@ -42,8 +43,8 @@ for platform, (argv, start, name) in programs.items():
 def quick(monkeypatch):
     """The step of a small perceptron, compiled programs where those of the other tests are."""
     config = doctor._config(jax.device_count())
-    points = DataConfig(kind="toy2d", name="gaussians8", num=500)
-    small = dataclasses.replace(config, data=points, network=MLPConfig(hidden=8, layers=1), loss=LossConfig())
+    points = C.Toy2dConfig(name="gaussians8", num=500)
+    small = dataclasses.replace(config, data=points, network=MLPConfig(hidden=8, layers=1), loss=C.DenoisingConfig())
     monkeypatch.setattr(doctor, "_config", lambda devices: small)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(CACHE))
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")

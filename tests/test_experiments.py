@@ -13,18 +13,15 @@ import pytest
 from PIL import Image
 from runs import ROOT, environment
 
+from jaxdiff import config as C
 from jaxdiff import data, experiments, factory, grids, metrics, schedules, viz
 from jaxdiff.checkpoints import Checkpoints
 from jaxdiff.config import (
     Config,
-    DataConfig,
     DDPMUNetConfig,
-    LossConfig,
     MLPConfig,
     ParameterizationConfig,
     RuntimeConfig,
-    SampleConfig,
-    ScheduleConfig,
     ToyUNetConfig,
     TrainConfig,
     to_dict,
@@ -34,16 +31,17 @@ from jaxdiff.sampling import load_run
 from jaxdiff.training import TrainState
 
 MLP = MLPConfig(hidden=8, layers=1)
-SAMPLE = SampleConfig(steps=12, num=8, batch_size=400)
+SAMPLE = C.SampleConfig(steps=12, num=8, batch_size=400)
 EDM = ParameterizationConfig(sigma_data=1.0)
-VECTORS = DataConfig(kind="vectors", num=1000, length=50, std=10.0)
+VECTORS = C.VectorsConfig(num=1000, length=50, std=10.0)
 CONFIGS = {
     "vectors": Config(
         name="vectors",
         data=VECTORS,
         network=MLP,
         parameterization=EDM,
-        sample=dataclasses.replace(SAMPLE, sampler="heun", steps=40),
+        sampler=C.sampler("heun"),
+        sample=dataclasses.replace(SAMPLE, steps=40),
     ),
     "wide": Config(
         name="wide",
@@ -53,14 +51,14 @@ CONFIGS = {
     ),
     "points": Config(
         name="points",
-        data=DataConfig(kind="toy2d", name="gaussians8", num=500),
+        data=C.Toy2dConfig(name="gaussians8", num=500),
         network=MLP,
         parameterization=EDM,
         sample=SAMPLE,
     ),
     "digits": Config(
         name="digits",
-        data=DataConfig(condition="label"),
+        data=C.DigitsConfig(condition="label"),
         network=DDPMUNetConfig(dim=8, dim_mults=(1,)),
         parameterization=ParameterizationConfig(sigma_data=0.5),
         sample=SAMPLE,
@@ -68,11 +66,13 @@ CONFIGS = {
     "toy": Config(
         name="toy",
         network=ToyUNetConfig(),
-        schedule=ScheduleConfig(kind="rectified_flow"),
+        schedule=C.schedule("rectified_flow"),
         parameterization=ParameterizationConfig(kind="x0"),
-        loss=LossConfig(noise="uniform"),
+        loss=C.DenoisingConfig(noise="uniform"),
         train=TrainConfig(batch_size=107),
-        sample=dataclasses.replace(SAMPLE, sampler="playground", grid="playground"),
+        sampler=C.sampler("playground"),
+        grid=C.grid("playground"),
+        sample=SAMPLE,
     ),
 }
 SCALES = {"vectors": (0.0, 10.0), "wide": (0.0, 10.0), "points": (0.0, 1.4), "digits": (127.5, 127.5)}

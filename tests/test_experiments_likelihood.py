@@ -12,18 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff import config as C
 from jaxdiff import data, factory, likelihood, schedules
-from jaxdiff.config import Config, DataConfig, DDPMUNetConfig, ParameterizationConfig, SampleConfig
+from jaxdiff.config import Config, DDPMUNetConfig, ParameterizationConfig
 from jaxdiff.experiments import cli, report, study_likelihood
 from jaxdiff.sampling import TrainedRun
 
 STD = 0.7
 CONFIG = Config(
     name="digits",
-    data=DataConfig(condition="label"),
+    data=C.DigitsConfig(condition="label"),
     network=DDPMUNetConfig(dim=8, dim_mults=(1,)),
     parameterization=ParameterizationConfig(sigma_data=STD),
-    sample=SampleConfig(sigma_max=2000.0),
+    grid=C.grid("karras", sigma_max=2000.0),
 )
 
 

@@ -12,20 +12,22 @@ import optax
 import pytest
 from PIL import Image
 
+from jaxdiff import config as C
 from jaxdiff import data, experiments, factory
 from jaxdiff.checkpoints import Checkpoints, restore_params
-from jaxdiff.config import Config, DataConfig, DiTConfig, OptimConfig, ParameterizationConfig, SampleConfig, to_dict
+from jaxdiff.config import Config, DiTConfig, ParameterizationConfig, to_dict
 from jaxdiff.experiments import cli, common
 from jaxdiff.sampling import load_run
 from jaxdiff.training import init_state, make_train_step
 
 CONFIG = Config(
     name="digits",
-    data=DataConfig(condition="label"),
+    data=C.DigitsConfig(condition="label"),
     network=DiTConfig(patch=4, width=8, depth=1, heads=2),
     parameterization=ParameterizationConfig(sigma_data=0.5),
-    optim=OptimConfig(ema_stds=(0.05, 0.1, 0.075)),
-    sample=SampleConfig(sampler="euler", steps=2, num=4, batch_size=20),
+    optim=C.AdamConfig(ema_stds=(0.05, 0.1, 0.075)),
+    sampler=C.sampler("euler"),
+    sample=C.SampleConfig(steps=2, num=4, batch_size=20),
 )
 
 
@@ -126,7 +128,7 @@ def test_runs_that_cannot_be_reconstructed_are_refused(folder, command, tmp_path
     code, _, words = command(folder, tmp_path / "ema.png", "--std", "0.1")
     assert code == 2 and "--std and --out-run belong together" in words
     run = load_run(folder)
-    config = dataclasses.replace(CONFIG, optim=OptimConfig())
+    config = dataclasses.replace(CONFIG, optim=C.AdamConfig())
     with pytest.raises(ValueError, match="keeps 0 power-function averages"):
         experiments.posthoc_ema(run._replace(config=config), folder)
 

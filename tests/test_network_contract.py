@@ -52,9 +52,9 @@ class Mixer(nn.Module):
 
 BASE = C.Config(
     name="mixer",
-    data=C.DataConfig(condition="label"),
+    data=C.DigitsConfig(condition="label"),
     parameterization=C.ParameterizationConfig(sigma_data=0.5),
-    loss=C.LossConfig(cond_dropout=0.1),
+    loss=C.DenoisingConfig(cond_dropout=0.1),
     sample=C.SampleConfig(steps=2),
 )
 SPEC = data.DataSpec("image", (4, 6, 2), num_classes=3)
@@ -90,7 +90,12 @@ def test_a_new_network_trains_and_samples_from_its_file_alone(listed):
     assert float(value(state.params, batch, key)[0]) < before
     draw = quick_jit(factory.draw(config, model, guided=True))
     keys = jax.random.split(key, 8)
-    assert draw(state.params, keys, factory.grid(config), batch["cond"], jnp.float32(1)).shape == (8, 4, 6, 2)
+    assert draw(state.params, keys, factory.grid(config), batch["cond"], {"scale": jnp.float32(1)}).shape == (
+        8,
+        4,
+        6,
+        2,
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,10 +115,10 @@ def test_what_a_network_does_not_take_is_refused_by_its_list(listed, section, fi
 
 def test_a_learned_variance_doubles_the_outputs(listed):
     config = mixer(
-        schedule=C.ScheduleConfig(kind="cosine", num_steps=20),
+        schedule=C.schedule("cosine", num_steps=20),
         parameterization=C.ParameterizationConfig(kind="eps", sigma_data=0.5),
-        noise_levels=C.NoiseLevelConfig(kind="uniform_time"),
-        loss=C.LossConfig(kind="hybrid"),
+        noise_levels=C.noise_levels("uniform_time"),
+        loss=C.HybridConfig(),
     )
     assert factory.model(config, SPEC).module.inputs.outputs == 4
 

@@ -46,7 +46,10 @@ def test_every_recipe_builds_and_its_loss_has_gradients(name):
     keys = jax.random.split(jax.random.key(0), 2)
     draw = factory.draw(config, model, guided=config.loss.cond_dropout > 0)
     sigmas = factory.grid(config)
-    assert jax.eval_shape(draw, shapes, keys, sigmas, cond or None, jnp.float32(1)).shape == (2, *source.spec.shape)
+    assert jax.eval_shape(draw, shapes, keys, sigmas, cond or None, {"scale": jnp.float32(1)}).shape == (
+        2,
+        *source.spec.shape,
+    )
 
 
 def test_the_latent_recipe_is_the_published_network():
@@ -60,15 +63,15 @@ def test_the_latent_recipe_is_the_published_network():
 def test_objectives_train_and_sample(kind):
     config = C.Config(
         name="x",
-        data=C.DataConfig(condition="label"),
+        data=C.DigitsConfig(condition="label"),
         network=C.DiTConfig(patch=2, width=16, depth=1, heads=2),
-        schedule=C.ScheduleConfig(kind="cosine", num_steps=20),
+        schedule=C.schedule("cosine", num_steps=20),
         parameterization=C.ParameterizationConfig(kind="eps", sigma_data=0.5),
-        noise_levels=C.NoiseLevelConfig(kind="uniform_time"),
-        loss=C.LossConfig(kind=kind, cond_dropout=0.1, resampling=kind == "vlb"),
-        sample=C.SampleConfig(
-            sampler="ddpm", variance="lower" if kind == "uncertainty" else "learned", steps=3, grid="uniform_time"
-        ),
+        noise_levels=C.noise_levels("uniform_time"),
+        loss=C.make("loss", kind, cond_dropout=0.1, **({"resampling": True} if kind == "vlb" else {})),
+        sampler=C.sampler("ddpm", variance="lower" if kind == "uncertainty" else "learned"),
+        grid=C.grid("uniform_time"),
+        sample=C.SampleConfig(steps=3),
     )
     spec = data.DataSpec("image", (4, 4, 1), num_classes=3)
     model = factory.model(config, spec)
@@ -85,26 +88,26 @@ def test_objectives_train_and_sample(kind):
     assert np.isfinite(float(value)) and metrics
     draw = jax.jit(factory.draw(config, model, guided=True))
     keys = jax.random.split(jax.random.key(0), 4)
-    drawn = draw(params, keys, factory.grid(config), batch["cond"], jnp.float32(2))
+    drawn = draw(params, keys, factory.grid(config), batch["cond"], {"scale": jnp.float32(2)})
     assert drawn.shape == (4, 4, 4, 1) and bool(jnp.isfinite(drawn).all())
 
 
 def test_a_learned_variance_is_refused_where_nothing_predicts_it():
-    config = C.Config(name="x", sample=C.SampleConfig(sampler="ddpm", variance="learned"))
+    config = C.Config(name="x", sampler=C.sampler("ddpm", variance="learned"))
     config = factory.resolve(config, 0.5)
     model = factory.model(config, data.DataSpec("image", (8, 8, 1)))
     with pytest.raises(ValueError, match="needs a network that predicts it: loss.kind hybrid or vlb, not 'denoising'"):
         factory.draw(config, model, guided=False)
-    with pytest.raises(ValueError, match="needs a schedule of steps, not 'vp'"):
+    with pytest.raises(ValueError, match="needs a schedule of steps, not VP"):
         other = dataclasses.replace(
             config,
             network=C.DiTConfig(patch=2, width=16, depth=1, heads=2),
-            schedule=C.ScheduleConfig(kind="vp"),
-            loss=C.LossConfig(kind="hybrid"),
+            schedule=C.schedule("vp"),
+            loss=C.HybridConfig(),
         )
         factory.loss(other, factory.model(other, data.DataSpec("image", (8, 8, 1))))
-    with pytest.raises(ValueError, match="belongs to hybrid and vlb"):
-        C.LossConfig(resampling=True)
+    with pytest.raises(ValueError, match="weighting.kind 'edm' does not apply to loss.kind 'hybrid'"):
+        C.Config(name="x", loss=C.HybridConfig(), weighting=C.weighting("edm"))
 
 
 def test_guidance_of_a_learned_range_keeps_the_variance_of_the_condition():
@@ -131,7 +134,7 @@ def test_metadata_reach_training_and_samples(tmp_path):
         --network.depth=2 --network.heads=2 --network.time-scale=1000 --parameterization.kind=edm
         --noise-levels.kind=log_normal --loss.kind=denoising --optim.lr=5e-3 --train.steps=300
         --train.batch-size=64 --train.sample-every=0
-        --sample.sampler=heun --sample.grid=karras --sample.variance=lower --sample.steps=8 --sample.guidance=1"""
+        --sampler.kind=heun --grid.kind=karras --sample.steps=8 --guidance.scale=1"""
     done = run("train.py", *options.split(), "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     wanted = np.array([[-0.7], [0.0], [0.7]], np.float32)

@@ -145,18 +145,29 @@ def test_missing_runs_and_labels_of_unconditional_runs_are_named(trained, tmp_pa
 
 
 def test_every_setting_on_which_a_sample_depends_is_recorded():
-    base = C.Config(name="x", parameterization=C.ParameterizationConfig(sigma_data=0.5))
+    base = C.Config(
+        name="x",
+        parameterization=C.ParameterizationConfig(sigma_data=0.5),
+        sampler=C.sampler("restart"),
+        guidance=C.guidance("composed", conditions=("1", "2")),
+    )
     request = sampling.Request(None, 0, pathlib.Path())
 
-    def settings(section):
-        config = dataclasses.replace(base, sample=section)
+    def settings(name, section):
+        config = dataclasses.replace(base, **{name: section})
         return settings_of(sampling.TrainedRun(config, None, None, None, 7, "ema"), request)
 
-    other = {"sampler": "heun", "grid": "vp", "guidance_kind": "power_cosine", "variance": "upper"}
-    other |= {"variance_knob": "sigmoid", "eta": 0.5, "order": 2, "s_noise": 1.01}
+    def differs(name, field, value):
+        section = getattr(base, name)
+        return settings(name, dataclasses.replace(section, **{field: value})) != settings(name, section)
+
     for field in dataclasses.fields(C.SampleConfig):
         value = getattr(base.sample, field.name)
-        number = not value if isinstance(value, bool) else 0 if isinstance(value, str) else (value or 0) + 1
-        changed = other.get(field.name, number)
-        same = settings(dataclasses.replace(base.sample, **{field.name: changed})) == settings(base.sample)
-        assert same is (field.name in ("num", "batch_size")), field.name
+        changed = not value if isinstance(value, bool) else value + 1
+        assert differs("sample", field.name, changed) is (field.name not in ("num", "batch_size")), field.name
+    assert differs("sampler", "s_noise", 1.01) and differs("sampler", "restarts", ((2, 1, 1, None),))
+    assert differs("grid", "sigma_max", 70.0) and differs("guidance", "weights", (1.0, 2.0))
+    for name, kind in (("sampler", "heun"), ("grid", "vp"), ("guidance", "cfg_zero_star")):
+        assert settings(name, C.make(name, kind)) != settings(name, getattr(base, name))
+    stored = settings("sampler", C.sampler("restart", restarts=((2, 1, 1, None),)))
+    assert json.loads(json.dumps(stored)) == stored  # compared with what was read back

@@ -24,17 +24,19 @@ from jaxdiff.sampling import Part, Request, drawing, session, writing
 
 POINTS = C.Config(
     name="points",
-    data=C.DataConfig(kind="toy2d", name="gaussians8", num=64),
+    data=C.Toy2dConfig(name="gaussians8", num=64),
     network=C.MLPConfig(hidden=8, layers=1),
     parameterization=C.ParameterizationConfig(sigma_data=1.0),
-    sample=C.SampleConfig(sampler="euler_ancestral", steps=3, num=50, batch_size=7),
+    sampler=C.sampler("euler_ancestral"),
+    sample=C.SampleConfig(steps=3, num=50, batch_size=7),
 )
 IMAGES = dataclasses.replace(
     POINTS,
     name="images",
-    data=C.DataConfig(kind="digits", condition="label"),
+    data=C.DigitsConfig(condition="label"),
     network=C.DDPMUNetConfig(dim=8, dim_mults=(1,)),
-    sample=C.SampleConfig(sampler="euler", steps=1, num=25, batch_size=10),
+    sampler=C.sampler("euler"),
+    sample=C.SampleConfig(steps=1, num=25, batch_size=10),
 )
 
 
@@ -110,7 +112,8 @@ def test_damaged_and_missing_shards_alone_are_drawn_again_bit_for_bit(points, tm
     index = json.loads((whole / "index_seed3_shards.json").read_text())
     assert index["num"] == 50 and [s["last"] for s in index["shards"]] == [19, 39, 49]
     with pytest.raises(ValueError, match="guidance 1.0, not 2.0"):
-        draw(with_sample(run, guidance=2.0), whole)
+        guided = dataclasses.replace(run.config, guidance=C.guidance("classifier_free", scale=2.0))
+        draw(run._replace(config=guided), whole)
     with pytest.raises(ValueError, match="--shard-size 15"):
         draw(run, whole, shard_size=15)
     longer = draw(with_sample(run, num=70), whole)
@@ -177,7 +180,7 @@ def test_images_come_back_and_train_again(tmp_path, form):
     draw(run, tmp_path / "png", format="png", shard_size=10)
     expected = outputs.read_pngs(tmp_path / "png", range(25), seed=3)
     kind, pattern = ("npz", "samples_seed3_*.npz") if form == "shards" else ("array_record", "")
-    found = factory.source(C.DataConfig(kind=kind, path=str(tmp_path / pattern)))
+    found = factory.source(C.make("data", kind, path=str(tmp_path / pattern)))
     assert len(found) == 25 and found.spec.num_classes == 3 and found.spec.kind == "image"
     x, label = found.gather(np.arange(25))["x"], found.gather(np.arange(25))["label"]
     if form == "shards":

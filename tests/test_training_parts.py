@@ -88,12 +88,12 @@ def test_the_inverse_root_falls_after_its_start():
     with pytest.raises(ValueError, match="decay_start >= 1; got None"):
         training.make_optimizer(peak_lr=1.0, schedule="inverse_sqrt")
     with pytest.raises(ValueError, match="belongs to inverse_sqrt"):
-        C.OptimConfig(decay_start=10)
+        C.AdamConfig(decay_start=10)
 
 
 def test_averages_of_a_configuration():
     def averages(**fields):
-        return factory.averages(C.Config(name="x", optim=C.OptimConfig(**fields), train=C.TrainConfig(batch_size=100)))
+        return factory.averages(C.Config(name="x", optim=C.AdamConfig(**fields), train=C.TrainConfig(batch_size=100)))
 
     n = jnp.int32(50)
     first, others = averages(ema_stds=(0.05, 0.1))
@@ -102,6 +102,6 @@ def test_averages_of_a_configuration():
     half, none = averages(ema_half_life=1000.0)
     assert not none and float(half(n)) == pytest.approx(1 - 0.5 ** (100 / min(1000, 0.05 * 100 * 50)), rel=1e-5)
     with pytest.raises(ValueError, match="ema_half_life is 5.0: .* or ema_stds alone"):
-        C.OptimConfig(ema_half_life=5.0, ema_stds=(0.05,))
+        C.AdamConfig(ema_half_life=5.0, ema_stds=(0.05,))
     with pytest.raises(ValueError, match=r"different widths in \(0, 0.28\]"):
-        C.OptimConfig(ema_stds=(0.05, 0.5))
+        C.AdamConfig(ema_stds=(0.05, 0.5))

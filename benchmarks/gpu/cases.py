@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from jaxdiff import config as C
 from jaxdiff.config import Config, DDPMppConfig, DiffiTImageConfig, DiTConfig
 from jaxdiff.config.recipes import load_recipes
 
@@ -141,10 +142,10 @@ def configured(trial: Trial) -> Config:
     ways = {"scan": trial.scan, "remat": trial.remat != "off"}
     network = dataclasses.replace(network, **{name: on for name, on in ways.items() if name in fields})
     shape = (8, 8, *case.shape[2:]) if trial.smoke else case.shape
-    source = {"shape": shape, "classes": 10 if trial.smoke else config.data.classes, "path": trial.data}
+    classes = 10 if trial.smoke else config.data.classes
+    data = dataclasses.replace(config.data, shape=shape, classes=classes)
     if trial.data:
-        source |= {"kind": "npz", "shape": (), "classes": 0}
-    sample = {"sampler": "ddim", "steps": 4 if trial.smoke else 50, "guidance": 1.0, "guidance_kind": "constant"}
+        data = dataclasses.replace(C.switch("data", data, "npz"), path=trial.data, shape=(), classes=0)
     runtime = {
         "dtype": trial.dtype,
         "matmul_precision": trial.precision,
@@ -157,10 +158,12 @@ def configured(trial: Trial) -> Config:
     }
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, **source),
+        data=data,
         network=network,
         optim=dataclasses.replace(config.optim, **case.optim),
-        sample=dataclasses.replace(config.sample, **sample, variance="lower"),
+        sampler=C.sampler("ddim"),
+        guidance=C.guidance("classifier_free"),
+        sample=dataclasses.replace(config.sample, steps=4 if trial.smoke else 50),
         train=dataclasses.replace(config.train, batch_size=trial.batch),
         runtime=dataclasses.replace(config.runtime, **runtime),
     )

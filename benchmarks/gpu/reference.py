@@ -21,7 +21,8 @@ import numpy as np
 from benchmarks.gpu.cases import recipe
 from jaxdiff import config as C
 from jaxdiff import data, factory, grids, samplers
-from jaxdiff.factory.samplers import SAMPLERS, make_sampler
+from jaxdiff.config import KINDS
+from jaxdiff.factory.samplers import make_sampler
 from jaxdiff.run.training import Run, batches, first_state, open_run
 from jaxdiff.runtime.compilation import compile_step
 from jaxdiff.training import read_tally, reset_tally
@@ -31,7 +32,7 @@ __all__ = ["GRADIENTS", "RUNS", "TINY", "first_losses", "load", "network_outputs
 FILE = pathlib.Path(__file__).with_name("reference.npz")
 STEPS = 20
 KEPT = 2048  # of the entries of a gradient
-WITH_LABEL = C.DataConfig(condition="label")
+WITH_LABEL = C.DigitsConfig(condition="label")
 Arrays = dict[str, np.ndarray]
 
 
@@ -47,7 +48,7 @@ def _image(side: int = 8, channels: int = 3, **inputs: tuple[int, ...]) -> data.
     return data.DataSpec("image", (side, side, channels), num_classes=3, inputs=tuple(inputs.items()))
 
 
-PLAIN, CONTEXT = C.DataConfig(condition="none"), C.DataConfig(condition="context")
+PLAIN, CONTEXT = C.DigitsConfig(condition="none"), C.DigitsConfig(condition="context")
 TOKENS = dataclasses.replace(PLAIN, inputs=("tokens",))
 BOTH = dataclasses.replace(PLAIN, inputs=("tokens", "vector"))
 TINY: Mapping[str, Tiny] = {
@@ -188,7 +189,7 @@ def sampler_ends() -> Arrays:
     @jax.jit
     def draw(keys: jax.Array, sigmas: jax.Array) -> dict[str, jax.Array]:
         x = samplers.initial_noise(keys, (6,), sigmas[0])
-        return {name: make_sampler(name, {})(_mixture, x, sigmas, keys) for name in SAMPLERS}
+        return {name: make_sampler(name, {})(_mixture, x, sigmas, keys) for name in KINDS["sampler"]}
 
     return {name: np.asarray(end) for name, end in draw(keys, sigmas).items()}
 

@@ -100,7 +100,7 @@ def sampler_of(run: Run, params: Any, count: int, seed: int = 0) -> tuple[Compil
         factory.draw(config, model, guided=False),
         compiler_options=factory.compile_options(config) or None,
     )
-    rest = (keys, factory.grid(config), cond, jnp.float32(1.0))
+    rest = (keys, factory.grid(config), cond, {})
     compiled = compile_step(draw, params, *rest)
     return compiled, lambda params: compiled.call(params, *rest)
 

@@ -1,128 +1,30 @@
 """The sections of a run's configuration and the run itself."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+from jaxdiff.config.kinds import (
+    GridConfig,
+    GuidanceConfig,
+    NoiseLevelConfig,
+    SamplerConfig,
+    ScheduleConfig,
+    WeightingConfig,
+    make,
+)
 from jaxdiff.config.runtime import MeshConfig, RuntimeConfig
+from jaxdiff.data import DataConfig, DigitsConfig
+from jaxdiff.losses import DenoisingConfig, LossConfig
 from jaxdiff.networks import DDPMUNetConfig, NetworkConfig
+from jaxdiff.training import AdamConfig, OptimConfig
 from jaxdiff.typing import require
 
-DataKind = Literal["digits", "npz", "array_record", "folder", "csv", "audio", "tfds", "toy2d", "vectors"]
-SamplerName = Literal[
-    "ddpm",
-    "ddim",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "stochastic_heun",
-    "dpm_2",
-    "dpm_2_ancestral",
-    "rk4",
-    "rk45",
-    "lms",
-    "ipndm",
-    "pndm",
-    "deis",
-    "dpm_solver",
-    "dpm_fast",
-    "dpm_adaptive",
-    "dpmpp_2m",
-    "dpmpp_3m",
-    "dpmpp_2s_ancestral",
-    "dpmpp_sde",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "seeds",
-    "unipc",
-    "sa_solver",
-    "er_sde",
-    "restart",
-    "euler_maruyama",
-    "reverse_diffusion",
-    "predictor_corrector",
-    "consistency",
-    "flow_euler",
-    "flow_heun",
-    "playground",
-]
-GridName = Literal["karras", "exponential", "polyexponential", "vp", "uniform_time", "flow", "playground"]
+__all__ = ["Config", "ParameterizationConfig", "SampleConfig", "TrainConfig"]
 
 
 def _positive(section: str, **values: float) -> None:
     for name, value in values.items():
         require(value > 0, f"{section}.{name} is {value}: use a positive number")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the examples come from."""
-
-    kind: DataKind = "digits"
-    """Source: bundled digits, npz or npy file, array_record, images (folder or zip), CSV, WAV audio (folder or zip),
-    TFDS, synthetic points or vectors."""
-    path: str = ""
-    """File or folder, for npz and array_record also a pattern such as samples_*.npz; or data_dir of TFDS."""
-    name: str = ""
-    """TFDS dataset name, or the density of toy2d (gaussians8, checkerboard, ...)."""
-    split: str = "train"
-    """Split of digits, npz and TFDS."""
-    size: tuple[int, int] | None = None
-    """Height and width that images are resized and centre-cropped to; None keeps them."""
-    channels: Literal[1, 3] = 3
-    """Decode image files as grey (1) or RGB (3)."""
-    background: tuple[int, int, int] = (255, 255, 255)
-    """Colour that transparent images are composited on."""
-    label: str = ""
-    """Column of metadata.csv or of the CSV that holds the class; empty: by sub-folder or a column `label`."""
-    condition: Literal["none", "label", "context"] = "none"
-    """What the network is told: nothing, the class label, or a one-hot context vector."""
-    inputs: tuple[Literal["vector", "tokens", "tokens_mask", "image"], ...] = ()
-    """What else the network is told, from the arrays cond_NAME of an npz file: metadata, embedded text, an image."""
-    flip: bool = False
-    """Random horizontal flips. Leave off for text and digits."""
-    shape: tuple[int, ...] = ()
-    """Shape that every example must have, such as 32 32 4; empty: any. --dry-run needs no data where it is given."""
-    classes: int = 0
-    """Number of classes that the data must have; 0: any."""
-    num: int = 0
-    """Number of synthetic examples (toy2d, vectors)."""
-    length: int = 0
-    """Length of synthetic vectors, or samples of audio."""
-    normalize: Literal["auto", "feature", "scalar", "none"] = "auto"
-    """Map of data that are no images to model space: one mean and deviation by feature, one for all, none."""
-    mean: float = 0.0
-    """Mean of synthetic vectors."""
-    std: float = 1.0
-    """Standard deviation of synthetic vectors."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Noise schedule; fields left at None take the default of the schedule named by ``kind``."""
-
-    kind: Literal[
-        "linear",
-        "scaled_linear",
-        "quadratic",
-        "cosine",
-        "beta_sigmoid",
-        "alpha_bar_sigmoid",
-        "laplace",
-        "vp",
-        "sub_vp",
-        "ve",
-        "edm",
-        "rectified_flow",
-    ] = "linear"
-    num_steps: int | None = None
-    beta_start: float | None = None
-    beta_end: float | None = None
-    min_beta: float | None = None
-    max_beta: float | None = None
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    rho: float | None = None
-    zero_terminal_snr: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,100 +38,6 @@ class ParameterizationConfig:
     def __post_init__(self) -> None:
         if self.sigma_data != "auto":
             _positive("parameterization", sigma_data=self.sigma_data)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NoiseLevelConfig:
-    """Distribution of the training noise level."""
-
-    kind: Literal["uniform_time", "normal_time", "log_normal", "log_uniform", "logit_normal"] = "log_normal"
-    mean: float | None = None
-    std: float | None = None
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    low_discrepancy: bool = False
-    """Spread the draws of a batch evenly over the distribution."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """What is minimised, and conditioning dropout for guidance."""
-
-    kind: Literal["denoising", "hybrid", "vlb", "uncertainty"] = "denoising"
-    """Squared error; improved DDPM's hybrid of it with the variational bound, or the bound alone, both with a learned
-    variance; EDM2's squared error weighed by a learned uncertainty."""
-    resampling: bool = False
-    """Draw the steps of hybrid and vlb in proportion to their losses (root of the second moment)."""
-    augment: float = 0.0
-    """Probability of each of EDM's augmentations, of which the network is told: 0.12 for CIFAR-10."""
-    weighting: Literal["simple", "uniform", "edm", "snr", "min_snr", "soft_min_snr", "p2"] = "simple"
-    gamma: float | None = None
-    """Cap of min-SNR (5) or exponent of P2 (1)."""
-    noise: Literal["normal", "uniform"] = "normal"
-    cond_dropout: float = 0.0
-    """Probability of hiding all conditioning of an example."""
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.cond_dropout < 1,
-            f"loss.cond_dropout is {self.cond_dropout}: use a probability in [0, 1), such as 0.1",
-        )
-        require(0 <= self.augment <= 1, f"loss.augment is {self.augment}: use a probability, such as 0.12")
-        require(
-            not self.resampling or self.learned_range,
-            f"loss.resampling does not apply to loss.kind {self.kind!r}: it belongs to hybrid and vlb",
-        )
-        require(
-            self.gamma is None or self.weighting in ("min_snr", "p2"),
-            f"loss.gamma does not apply to weighting {self.weighting!r}: it belongs to min_snr and p2",
-        )
-
-    @property
-    def learned_range(self) -> bool:
-        """Whether the network also predicts the variance, between DDPM's two bounds."""
-        return self.kind in ("hybrid", "vlb")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """Optimizer: Adam, or AdamW when weight_decay is positive."""
-
-    lr: float = 1e-3
-    warmup: int = 100
-    """Updates over which the learning rate rises linearly from 0."""
-    decay: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
-    decay_start: int | None = None
-    """Updates after which inverse_sqrt begins to fall."""
-    b1: float = 0.9
-    b2: float = 0.999
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
-    """Largest global gradient norm; None never clips."""
-    ema: float = 0.999
-    """Decay of the averaged weights after a warm-up min(ema, (1 + n) / (10 + n))."""
-    ema_half_life: float | None = None
-    """Half-life of the averaged weights in training examples (EDM: 500,000), in place of ema."""
-    ema_stds: tuple[float, ...] = ()
-    """Widths of power-function averages relative to the length of training (EDM2: 0.05 0.1), in place of ema: the
-    first is what samples are drawn with, all are kept for reconstructing other widths afterwards."""
-
-    def __post_init__(self) -> None:
-        _positive("optim", lr=self.lr)
-        require(0 <= self.ema < 1, f"optim.ema is {self.ema}: use a decay in [0, 1)")
-        require(
-            self.ema_half_life is None or (self.ema_half_life > 0 and not self.ema_stds),
-            f"optim.ema_half_life is {self.ema_half_life}: use a positive number of examples, or ema_stds alone",
-        )
-        require(
-            all(0 < std <= 0.28 for std in self.ema_stds) and len(set(self.ema_stds)) == len(self.ema_stds),
-            f"optim.ema_stds is {self.ema_stds}: use different widths in (0, 0.28]",
-        )
-        require(
-            (self.decay == "inverse_sqrt") == (self.decay_start is not None),
-            f"optim.decay_start is {self.decay_start} with optim.decay {self.decay!r}: it belongs to inverse_sqrt, "
-            "which needs it",
-        )
-        require(self.warmup >= 0, f"optim.warmup is {self.warmup}: use 0 or more updates")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,41 +74,23 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How samples are drawn unless the command line says otherwise."""
+    """How many samples are drawn in how many steps, unless the command line says otherwise."""
 
-    sampler: SamplerName = "dpmpp_2m"
     steps: int = 20
-    grid: GridName = "karras"
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    guidance: float = 1.0
-    """0 is unconditional, 1 conditional, larger values push towards the condition."""
-    guidance_kind: Literal["constant", "power_cosine"] = "constant"
-    """The same at every noise level, or growing from 1 at the noise to `guidance` at the data (MDT, DiffiT)."""
     clip: bool = False
     """Clip each estimate of an image to [-1, 1]."""
-    shift: float = 1.0
-    """Shift of the flow grid towards noise; larger for larger images."""
-    eta: float | None = None
-    """Noise of the samplers that take it: 0 is deterministic, 1 the reverse SDE; None is the sampler's own default."""
-    order: int | None = None
-    """Order of the samplers that have several; None is the sampler's own default."""
-    s_noise: float | None = None
-    """Factor of the noise of stochastic samplers; None is the sampler's own default."""
     brownian: bool = False
     """Draw the noise along one Brownian path for each sample: more steps then refine the same image."""
-    variance: Literal["lower", "upper", "learned"] = "lower"
-    """Posterior variance of ddpm."""
-    variance_knob: Literal["constant", "exponential", "sigmoid"] = "constant"
-    """The playground's factor on the noise of ddpm, by step."""
-    s_churn: float = 40.0
-    """Churn of stochastic_heun."""
     num: int = 100
     """Samples drawn by sample.py."""
     batch_size: int = 100
 
     def __post_init__(self) -> None:
         _positive("sample", steps=self.steps, num=self.num, batch_size=self.batch_size)
+
+
+def _default(section: str, kind: str) -> Any:
+    return dataclasses.field(default_factory=lambda: make(section, kind))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -310,21 +100,25 @@ class Config:
     name: str
     """Recipe; the run directory is runs/NAME unless --run-dir says otherwise."""
     seed: int = 0
-    data: DataConfig = DataConfig()
+    data: DataConfig = DigitsConfig()
     network: NetworkConfig = DDPMUNetConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: ScheduleConfig = _default("schedule", "linear")
     parameterization: ParameterizationConfig = ParameterizationConfig()
-    noise_levels: NoiseLevelConfig = NoiseLevelConfig()
-    loss: LossConfig = LossConfig()
-    optim: OptimConfig = OptimConfig()
+    noise_levels: NoiseLevelConfig = _default("noise_levels", "log_normal")
+    loss: LossConfig = DenoisingConfig()
+    weighting: WeightingConfig = _default("weighting", "simple")
+    optim: OptimConfig = AdamConfig()
     train: TrainConfig = TrainConfig()
+    sampler: SamplerConfig = _default("sampler", "dpmpp_2m")
+    grid: GridConfig = _default("grid", "karras")
+    guidance: GuidanceConfig = _default("guidance", "classifier_free")
     sample: SampleConfig = SampleConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         require(
-            not (self.schedule.zero_terminal_snr and self.parameterization.kind in ("eps", "score")),
+            not (self.schedule.ends_in_noise and self.parameterization.kind in ("eps", "score")),
             f"schedule.zero_terminal_snr with parameterization {self.parameterization.kind!r}: at its last "
             "step x0 cannot be recovered; use --parameterization.kind v or x0",
         )
@@ -332,6 +126,10 @@ class Config:
             self.loss.cond_dropout == 0 or self.data.condition != "none" or bool(self.data.inputs),
             f"loss.cond_dropout is {self.loss.cond_dropout} but data.condition is 'none' and there are no data.inputs: "
             "nothing to drop",
+        )
+        require(
+            self.loss.weighted or self.weighting.kind == "simple",
+            f"weighting.kind {self.weighting.kind!r} does not apply to loss.kind {self.loss.kind!r}: leave it out",
         )
         parts, calls = self.runtime.micro_batches, self.runtime.steps_per_call
         require(

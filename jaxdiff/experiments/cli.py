@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from jaxdiff import cli, data, outputs, viz
+from jaxdiff.config import make
 from jaxdiff.experiments import denoise, digits, images, likelihood, points, posthoc, strips, variance_knob
 from jaxdiff.experiments.report import Folder, Picture, RunDir, open_run, report
 from jaxdiff.run.weights import require_new
@@ -236,8 +237,8 @@ def score_images_command(run: RunDir, /, *, num: int = 1000, guidance: float | N
     """
     opened = open_run(run)
     if guidance is not None:
-        sample = dataclasses.replace(opened.config.sample, guidance=guidance)
-        opened = opened._replace(config=dataclasses.replace(opened.config, sample=sample))
+        scaled = make("guidance", "classifier_free", scale=guidance)
+        opened = opened._replace(config=dataclasses.replace(opened.config, guidance=scaled))
     score = images.score_images(opened, num=num, seed=seed)
     words = (
         f"the classifier sees the label asked for in {score['agreement']:.1%} of {num} samples "

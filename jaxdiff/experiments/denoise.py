@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdiff import factory
+from jaxdiff.data import VectorsConfig
 from jaxdiff.experiments.common import estimate, real_examples
 from jaxdiff.sampling import TrainedRun
 from jaxdiff.typing import require
@@ -56,6 +57,7 @@ def study_denoising(
     """
     _check(run, noise_std, count, many)
     section = run.config.data
+    assert isinstance(section, VectorsConfig)  # narrows the type
     shape = (max(count, many), section.length)
     # Streams of their own: the training set is drawn from default_rng(seed).
     clean = section.mean + section.std * np.random.default_rng([seed, 1]).standard_normal(shape)
@@ -95,7 +97,7 @@ def study_denoising(
 def _check(run: TrainedRun, noise_std: float, count: int, many: int) -> None:
     section = run.config.data
     require(
-        section.kind == "vectors",
+        isinstance(section, VectorsConfig),
         f"the run {run.config.name!r} was trained on {section.kind!r}: "
         "denoise needs data of a known law; train the recipe vectors",
     )

@@ -39,7 +39,8 @@ def score_images(run: TrainedRun, *, num: int = 1000, seed: int = 0) -> dict[str
         f"the run {run.config.name!r} has data of kind {spec.kind!r} with condition {run.model.condition!r}: "
         "score-images needs a run on images with labels, such as the recipe mnist",
     )
-    source = factory.source(dataclasses.replace(section, split="train"), seed=run.config.seed)
+    train = {"split": "train"} if hasattr(section, "split") else {}
+    source = factory.source(dataclasses.replace(section, **train), seed=run.config.seed)
     require(10 <= num <= len(source) // 3, f"--num is {num}: use 10 to {len(source) // 3}, a third of the data")
     order = np.random.default_rng(seed).permutation(len(source))
     twin, reference, rest = np.split(order, [num, min(num + 10_000, (len(source) + num) // 2)])
@@ -53,7 +54,7 @@ def score_images(run: TrainedRun, *, num: int = 1000, seed: int = 0) -> dict[str
     ours, theirs = (_distance(x, real) for x in (samples, _images(source, twin)))
     return {
         "num": num,
-        "guidance": run.config.sample.guidance,
+        "guidance": run.config.guidance.strength,
         "agreement": judged.share,
         "agreement_by_label": judged.by_label,
         "classifier_held_out_accuracy": judged.held_out_accuracy,

@@ -79,7 +79,9 @@ def study_likelihood(
     for name, value, least in (("num", num, 2), ("draws", draws, 1), ("batch-size", batch_size, 1), ("seed", seed, 0)):
         require(value >= least, f"--{name} is {value}: use at least {least}")
     require(bound_steps == 0 or bound_steps >= 2, f"--bound-steps is {bound_steps}: use 0 for none, or at least 2")
-    section = dataclasses.replace(run.config.data, split=split, path=path or run.config.data.path)
+    section = run.config.data
+    given = {"split": split, "path": path or getattr(section, "path", "")}
+    section = dataclasses.replace(section, **{name: value for name, value in given.items() if hasattr(section, name)})
     source = factory.source(section, seed=run.config.seed)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:num])
     labelled = run.model.condition != "none" and not unconditional
@@ -127,7 +129,7 @@ def _flow(run: TrainedRun, dequantisation: str, *, sigma_min: float, probes: int
             probe,
             cond=cond,
             sigma_min=sigma_min,
-            sigma_max=run.config.sample.sigma_max,
+            sigma_max=run.config.grid.own().get("sigma_max", 80.0),
             data_mean=mean,
             data_std=std,
             num_probes=probes,

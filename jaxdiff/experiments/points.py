@@ -43,9 +43,10 @@ def score_points(run: TrainedRun, *, num: int = 10_000, seed: int = 0, fresh: in
     """
     section = run.config.data
     require(
-        section.kind == "toy2d",
+        isinstance(section, data.Toy2dConfig),
         f"the run {run.config.name!r} was trained on {section.kind!r}: score-points needs the recipe toy2d",
     )
+    assert isinstance(section, data.Toy2dConfig)  # narrows the type
     require(fresh >= 2 and seed >= 0, f"--fresh is {fresh} and --seed {seed}: use at least 2 and 0")
     first = run.config.seed + 1 + seed * fresh
     draws = [data.toy2d(section.name, num, seed=first + i).x for i in range(fresh)]

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from jaxdiff import factory, viz
+from jaxdiff.config import guidance
 from jaxdiff.experiments.common import estimate, real_examples, replicated
 from jaxdiff.sampling import Request, TrainedRun, parse_labels, sample_batches
 from jaxdiff.typing import require
@@ -68,8 +69,8 @@ def reverse_states(run: TrainedRun, steps: int, *, count: int = 64, shown: int =
     """
     require_images(run)
     require(steps >= 1 and count >= 1, f"steps {steps} and count {count}: use at least 1")
-    section = dataclasses.replace(run.config.sample, steps=steps, guidance=1.0)
-    run = replicated(run._replace(config=dataclasses.replace(run.config, sample=section)))
+    sample, plain = dataclasses.replace(run.config.sample, steps=steps), guidance("classifier_free")
+    run = replicated(run._replace(config=dataclasses.replace(run.config, sample=sample, guidance=plain)))
     request = Request(labels=parse_labels("", run.model), seed=seed, folder=pathlib.Path())
     drawn = [states for _, states in sample_batches(run, request, range(count), trajectory=True)]
     states, sigmas = np.concatenate(drawn, axis=1), np.asarray(factory.grid(run.config))
@@ -98,7 +99,7 @@ def denoising_pairs(run: TrainedRun, *, seed: int = 0) -> Pairs:
     clean = run.normalizer.encode(real_examples(source, len(amounts)))
     amounts = amounts[: len(clean)]
     rng = np.random.default_rng(seed)
-    uniform = run.config.loss.noise == "uniform"
+    uniform = run.config.loss.law == "uniform"
     eps = rng.uniform(-1, 1, clean.shape) if uniform else rng.standard_normal(clean.shape)
     sigmas = amounts / (1 - amounts)
     x = (clean + sigmas.reshape(-1, 1, 1, 1) * eps).astype(np.float32)

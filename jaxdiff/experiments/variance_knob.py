@@ -116,7 +116,10 @@ def study_knob(
     """
     spec, config = run.model.spec, run.config
     require(spec.kind == "image", f"the run {config.name!r} was trained on {spec.kind} data: use one on images")
-    require(config.loss.noise == "normal", f"DDPM needs Gaussian noise; {config.name!r} has loss.noise uniform")
+    require(
+        config.loss.law == "normal",
+        f"DDPM needs Gaussian noise; {config.name!r} has loss.noise uniform",
+    )
     require(num >= 2, f"--num is {num}: diversity needs at least 2 samples")
     run = replicated(run)
     path = factory.schedule(config.schedule)
@@ -130,7 +133,7 @@ def study_knob(
         settings,
         shape=spec.shape,
         cond=factory.conditioning(run.model, labels_in_turn(run, num), num),
-        variance=config.sample.variance,
+        variance=config.sampler.own().get("variance", "lower"),
         options=jit_options(run),
     )
     opened = factory.source(config.data, seed=config.seed) if source is None else source

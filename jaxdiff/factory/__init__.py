@@ -2,6 +2,7 @@
 
 from jaxdiff.factory.data import resolve, source, stand_in
 from jaxdiff.factory.drawing import conditioning, draw, grid, sampler
+from jaxdiff.factory.guidance import needs
 from jaxdiff.factory.networks import Model, init_params, model, param_shapes, projection
 from jaxdiff.factory.process import noise_levels, parameterization, schedule, weighting
 from jaxdiff.factory.training import averages, compile_options, loss, optimizer
@@ -16,6 +17,7 @@ __all__ = [
     "init_params",
     "loss",
     "model",
+    "needs",
     "noise_levels",
     "optimizer",
     "param_shapes",

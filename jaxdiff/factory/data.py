@@ -22,11 +22,7 @@ def source(config: C.DataConfig, *, seed: int = 0) -> data.Source:
     Raises:
         ValueError: nothing there, or nothing readable.
     """
-    require(
-        bool(config.path) or config.kind not in ("npz", "array_record", "folder", "csv", "audio"),
-        f"data.kind {config.kind!r} reads a file or folder: give --data.path PATH",
-    )
-    opened = _open(config, seed)
+    opened = config.open(seed)
     for name, wanted, found in (
         ("shape", config.shape, opened.spec.shape),
         ("classes", config.classes, opened.spec.num_classes),
@@ -37,44 +33,11 @@ def source(config: C.DataConfig, *, seed: int = 0) -> data.Source:
 
 def stand_in(config: C.DataConfig) -> data.Source | None:
     """Random examples of ``data.shape`` for planning a run whose data lie elsewhere; None if they are at hand."""
-    elsewhere = config.kind in ("npz", "folder", "tfds") and not config.path
+    elsewhere = getattr(config, "path", None) == ""
     if not config.shape or not elsewhere:
         return None
     image = len(config.shape) == 3 and config.shape[-1] in (1, 3)
     return data.stand_in(config.shape, num_classes=config.classes, image=image)
-
-
-def _open(config: C.DataConfig, seed: int) -> data.Source:
-    label = config.label or "auto"
-    match config.kind:
-        case "digits":
-            require(
-                config.split in ("train", "test", "all"),
-                f"data.split is {config.split!r}: digits has train, test and all",
-            )
-            return data.digits(split=config.split)  # pyright: ignore[reportArgumentType] (checked above)
-        case "npz":
-            return data.npz(config.path, split=config.split)
-        case "array_record":
-            return data.array_record(config.path)
-        case "folder":
-            return data.folder(
-                config.path,
-                image_size=config.size,
-                channels=config.channels,
-                background=config.background,
-                label=label,
-            )
-        case "audio":
-            return data.audio(config.path, length=config.length, label=label)
-        case "csv":
-            return data.csv(config.path, label_column=config.label)
-        case "tfds":
-            return data.tfds_source(config.name, config.split, data_dir=config.path or None, image_size=config.size)
-        case "toy2d":
-            return data.toy2d(config.name, config.num, seed=seed)
-        case "vectors":
-            return data.gaussian_vectors(config.num, config.length, mean=config.mean, std=config.std, seed=seed)
 
 
 def resolve(config: C.Config, measured_std: float) -> C.Config:

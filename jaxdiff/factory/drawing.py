@@ -9,49 +9,28 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff import config as C
-from jaxdiff import denoisers, grids, guidance, samplers
+from jaxdiff import denoisers, samplers
 from jaxdiff import guidance as guiding
 from jaxdiff.conditioning import from_labels
+from jaxdiff.factory.guidance import guide
 from jaxdiff.factory.networks import Model
 from jaxdiff.factory.process import schedule
-from jaxdiff.factory.samplers import make_grid, make_sampler, sampler_options
+from jaxdiff.factory.samplers import make_grid, make_sampler
 from jaxdiff.pytrees import Static, compiled
 from jaxdiff.typing import Cond, Denoiser, Keys, Params, Sampler, require
 
 __all__ = ["conditioning", "draw", "grid", "sampler"]
 
 
-def sampler(config: C.SampleConfig) -> Sampler:
-    """Build the sampler with the options of the configuration.
-
-    Raises:
-        ValueError: for an option that was changed and that the sampler does not take.
-    """
-    name = config.sampler
-    options: dict[str, Any] = {"order": config.order, "s_noise": config.s_noise, "eta": config.eta or None}
-    if "eta" in sampler_options(name):
-        options["eta"] = config.eta
-    if name == "stochastic_heun":
-        options["s_churn"] = config.s_churn
-    if name == "ddpm":
-        options["variance"] = config.variance
-        options["noise_scale"] = samplers.variance_knob(config.variance_knob, config.steps)
-    return make_sampler(name, options)
+def sampler(config: C.SamplerConfig) -> Sampler:
+    """Build the sampler with the options of the configuration, for a grid that ends at 0."""
+    return make_sampler(config.kind, config.own())
 
 
 def grid(config: C.Config) -> jax.Array:
     """Noise levels of the sampler: ``sample.steps`` + 1 of them, the last one 0."""
-    section = config.sample
-    match section.grid:
-        case "karras" | "exponential" | "polyexponential":
-            options: dict[str, float] = {"sigma_min": section.sigma_min, "sigma_max": section.sigma_max}
-        case "flow":
-            options = {"shift": section.shift}
-        case "uniform_time":
-            return grids.uniform_time(schedule(config.schedule), section.steps)
-        case _:
-            options = {}
-    return make_grid(section.grid, section.steps, options)
+    path = {"schedule": schedule(config.schedule)} if config.grid.kind == "uniform_time" else {}
+    return make_grid(config.grid.kind, config.sample.steps, config.grid.own() | path)
 
 
 def conditioning(
@@ -88,48 +67,44 @@ def draw(config: C.Config, built: Model, *, guided: bool, trajectory: bool = Fal
     """Build the function that draws a batch of samples in model space; jit it.
 
     Args:
-        config: the run; its section ``sample`` names sampler and clipping.
+        config: the run; its sections ``sampler``, ``guidance`` and ``sample`` say how.
         built: from ``model``.
-        guided: evaluate with and without condition and combine them.
+        guided: apply the guidance.
         trajectory: also return the states at every noise level.
 
     Returns:
-        ``draw(params, keys, sigmas, cond, scale) -> x``: keys (batch,), sigmas (n + 1,), scale a scalar.
+        ``draw(params, keys, sigmas, cond, given) -> x``: keys (batch,), sigmas (n + 1,), and by name what the guidance
+        needs (:func:`jaxdiff.factory.needs`), such as ``{"scale": 1.5}``.
     """
-    run, levels = sampler(config.sample), np.asarray(grid(config))
+    run, levels = sampler(config.sampler), np.asarray(grid(config))
     require(
-        not (trajectory and config.sample.sampler == "dpm_adaptive"),
+        not (trajectory and config.sampler.kind == "dpm_adaptive"),
         "dpm_adaptive chooses its own noise levels and keeps no states: draw the trajectory with another sampler",
     )
 
-    learned = config.sample.sampler == "ddpm" and config.sample.variance == "learned"
+    learned = config.sampler.own().get("variance") == "learned"
     require(
         not learned or config.loss.learned_range,
-        f"sample.variance 'learned' needs a network that predicts it: loss.kind hybrid or vlb, "
+        f"sampler.variance 'learned' needs a network that predicts it: loss.kind hybrid or vlb, "
         f"not {config.loss.kind!r}",
     )
+    guidance_of, clipped = guide(config, built), config.sample.clip and built.spec.kind == "image"
 
-    def weight(scale: jax.Array) -> Any:
-        if config.sample.guidance_kind == "constant":
-            return scale
-        return guidance.power_cosine_scale(scale, schedule(config.schedule).time)
+    def steered(denoiser: Denoiser, given: Mapping[str, Any]) -> Denoiser:
+        denoiser = guidance_of(denoiser, given) if guided else denoiser
+        return denoisers.clip(denoiser) if clipped else denoiser
 
-    def guide(denoiser: Denoiser, scale: jax.Array) -> Denoiser:
-        if guided:
-            denoiser = guidance.classifier_free(denoiser, weight(scale), built.null_cond)
-        return denoisers.clip(denoiser) if config.sample.clip and built.spec.kind == "image" else denoiser
-
-    def denoiser_of(params: Params, scale: jax.Array) -> Any:
+    def denoiser_of(params: Params, given: Mapping[str, Any]) -> Any:
         if learned:
             pair = denoisers.make_learned_range(built.trained, params, built.parameterization)
-            return guidance.keep_range(pair, lambda denoiser: guide(denoiser, scale))
-        return guide(denoisers.make_denoiser(built.network, params, built.parameterization), scale)
+            return guiding.keep_range(pair, lambda denoiser: steered(denoiser, given))
+        return steered(denoisers.make_denoiser(built.network, params, built.parameterization), given)
 
-    def function(params: Params, keys: jax.Array, sigmas: jax.Array, cond: Cond, scale: jax.Array) -> Any:
-        x = _initial(config.loss.noise, keys, built.spec.shape, sigmas[0])
+    def function(params: Params, keys: jax.Array, sigmas: jax.Array, cond: Cond, given: Mapping[str, Any]) -> Any:
+        x = _initial(config.loss.law, keys, built.spec.shape, sigmas[0])
         options = {"trajectory": True} if trajectory else {}
         noise = samplers.brownian(keys, float(levels[-2]), float(levels[0])) if config.sample.brownian else keys
-        return run(denoiser_of(params, scale), x, sigmas, noise, cond=cond, **options)
+        return run(denoiser_of(params, given), x, sigmas, noise, cond=cond, **options)
 
     return function
 

@@ -124,7 +124,7 @@ def model(config: C.Config, spec: data.DataSpec) -> Model:
     trained = networks.as_network(module, attention=config.runtime.attention)
     network = bind(_first_half, trained) if config.loss.learned_range else trained
     uncertainty = None
-    if config.loss.kind == "uncertainty":
+    if config.loss.learned_uncertainty:
         network, uncertainty = bind(_part, trained), _uncertainty
     return Model(module, network, trained, uncertainty, parameterization(config), spec, condition, null)
 

@@ -1,61 +1,24 @@
 """Samplers and grids by name, with the options that each takes."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from jaxdiff import grids, samplers
+from jaxdiff import config as C
+from jaxdiff.config.derived import parameters_of
 from jaxdiff.typing import require
 
-__all__ = ["GRIDS", "SAMPLERS", "make_grid", "make_sampler", "sampler_options"]
-
-SHARED = ("cond", "trajectory", "unroll", "ends_at_zero", "first_step", "stats")
-"""What the contract of samplers, or their caller, decides; see ``typing.Sampler``."""
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
-
-
-def _is_sampler(function: Any) -> bool:
-    return inspect.isfunction(function) and list(_parameters(function))[:3] == ["denoiser", "x", "sigmas"]
-
-
-SAMPLERS: Mapping[str, Callable[..., Any]] = {
-    name: getattr(samplers, name) for name in samplers.__all__ if _is_sampler(getattr(samplers, name))
-}
-"""Every sampler of ``jaxdiff.samplers`` by its name."""
-
-
-def sampler_options(name: str) -> tuple[str, ...]:
-    """Names of the options that a sampler has of its own, from its signature.
-
-    >>> sampler_options("dpmpp_2m_sde")
-    ('eta', 's_noise', 'solver_type')
-    """
-    parameters = _parameters(SAMPLERS[name]).values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in SHARED)
-
-
-GRIDS: Mapping[str, Callable[..., jax.Array]] = {
-    "karras": grids.karras,
-    "exponential": grids.exponential,
-    "polyexponential": grids.polyexponential,
-    "vp": grids.vp,
-    "flow": grids.flow,
-    "playground": grids.playground,
-}
+__all__ = ["make_grid", "make_sampler"]
 
 
 def make_sampler(name: str, options: Mapping[str, Any], *, to_zero: bool = True) -> Callable[..., Any]:
     """The sampler called ``name`` with its options bound.
 
     Args:
-        name: a key of ``SAMPLERS``.
-        options: by name; None leaves the sampler's own default.
+        name: a kind of ``KINDS["sampler"]``.
+        options: by name.
         to_zero: whether the grids to come end at 0, which saves some samplers a call.
 
     Returns:
@@ -64,30 +27,37 @@ def make_sampler(name: str, options: Mapping[str, Any], *, to_zero: bool = True)
     Raises:
         ValueError: for an unknown name, or an option that the sampler does not take.
     """
-    require(name in SAMPLERS, f"sampler {name!r} is not known: choose one of {', '.join(SAMPLERS)}")
-    function, takes = SAMPLERS[name], sampler_options(name)
-    given = {key: value for key, value in options.items() if value is not None}
-    for key, value in given.items():
+    function = _target("sampler", name)
+    takes = [option for option in parameters_of(function) if option not in C.CALLER]
+    for key, value in options.items():
         also = f"it takes {', '.join(takes)}" if takes else "it takes no options"
         require(key in takes, f"{key}={value} does not apply to sampler {name!r}: {also}")
-    if to_zero and "ends_at_zero" in _parameters(function):
-        given["ends_at_zero"] = True  # the promise that saves a call
-    return functools.partial(function, **given)
+    promise = {"ends_at_zero": True} if to_zero and "ends_at_zero" in parameters_of(function) else {}  # saves a call
+    return functools.partial(function, **options, **promise)
 
 
 def make_grid(name: str, steps: int, options: Mapping[str, Any]) -> jax.Array:
     """The grid called ``name``: ``steps`` + 1 noise levels, the last one 0.
 
     Args:
-        name: a key of ``GRIDS``.
+        name: a kind of ``KINDS["grid"]``.
         steps: number of steps.
-        options: of the grid's function.
+        options: of the grid's function; "uniform_time" needs its ``schedule``.
 
     Returns:
         Sigmas, shape (steps + 1,).
 
     Raises:
-        ValueError: for an unknown name, or options out of range.
+        ValueError: for an unknown name, or options that it does not take or that are out of range.
     """
-    require(name in GRIDS, f"grid {name!r} is not known: choose one of {', '.join(GRIDS)}")
-    return GRIDS[name](steps, **options)
+    function = _target("grid", name)
+    takes = [option for option in parameters_of(function) if option != "n"]
+    for key, value in options.items():
+        require(key in takes, f"{key}={value} does not apply to grid {name!r}: it takes {', '.join(takes)}")
+    return function(n=steps, **options)
+
+
+def _target(section: str, name: str) -> Callable[..., Any]:
+    kinds = C.KINDS[section]
+    require(name in kinds, f"{section} {name!r} is not known: choose one of {', '.join(kinds)}")
+    return kinds[name].target

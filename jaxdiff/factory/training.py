@@ -1,4 +1,4 @@
-"""Loss and optimizer from their names."""
+"""Loss and optimizer of a configuration."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,7 @@ import optax
 from jaxdiff import config as C
 from jaxdiff import ema, losses
 from jaxdiff.factory.networks import Model
-from jaxdiff.factory.process import noise_levels, steps_of, weighting
-from jaxdiff.losses.augmentation import augmented
+from jaxdiff.factory.process import noise_levels, schedule, weighting
 from jaxdiff.runtime.compilation import compiler_options
 from jaxdiff.training import make_optimizer
 from jaxdiff.typing import StagedLoss
@@ -21,31 +20,19 @@ def loss(config: C.Config, built: Model) -> StagedLoss:
     """Build the training loss.
 
     Raises:
-        ValueError: a learned variance without a schedule of steps.
+        ValueError: parts that do not go together, such as a learned variance without a schedule of steps.
     """
-    section = config.loss
-    dropout: dict[str, Any] = {"cond_dropout": section.cond_dropout, "null_cond": built.null_cond}
-    levels = {"parameterization": built.parameterization, "noise_levels": noise_levels(config)}
-    match section.kind:
-        case "denoising":
-            made = losses.denoising_loss(
-                built.trained, weighting=weighting(config), noise=section.noise, **levels, **dropout
-            )
-        case "uncertainty":
-            assert built.uncertainty is not None  # made by the same section
-            made = losses.uncertainty_loss(
-                built.trained, built.uncertainty, weighting=weighting(config), **levels, **dropout
-            )
-        case "hybrid" | "vlb":
-            made = losses.variational_loss(
-                built.trained,
-                parameterization=built.parameterization,
-                schedule=steps_of(config),
-                kind=section.kind,
-                resampling=losses.LossSecondMoment() if section.resampling else None,
-                **dropout,
-            )
-    return augmented(made, section.augment) if section.augment else made
+    parts = losses.Parts(
+        network=built.trained,
+        parameterization=built.parameterization,
+        noise_levels=noise_levels(config),
+        weighting=weighting(config),
+        schedule=schedule(config.schedule),
+        null_cond=built.null_cond,
+        uncertainty=built.uncertainty,
+    )
+    made = config.loss.make(parts)
+    return losses.augmented(made, config.loss.augment) if config.loss.augment else made
 
 
 def optimizer(config: C.Config) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
@@ -53,14 +40,12 @@ def optimizer(config: C.Config) -> tuple[optax.GradientTransformation, Callable[
     section = config.optim
     updates = config.train.steps
     return make_optimizer(
+        section.make,
         peak_lr=section.lr,
         total_steps=updates if section.decay != "constant" else None,
         warmup_steps=min(section.warmup, updates - 1),
         schedule=section.decay,
         decay_start=section.decay_start,
-        b1=section.b1,
-        b2=section.b2,
-        weight_decay=section.weight_decay,
         clip_norm=section.clip,
     )
 

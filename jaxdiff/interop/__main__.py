@@ -52,7 +52,7 @@ def convert_command(
     """
     sections: dict[str, Any] = {}
     if schedule is not None:
-        sections["schedule"] = C.ScheduleConfig(kind=schedule, num_steps=steps)
+        sections["schedule"] = C.schedule(schedule, num_steps=steps)
     if target is not None:
         sections["parameterization"] = C.ParameterizationConfig(kind=target, sigma_data=0.5)
     told = None if config is None else json.loads(config.read_text())

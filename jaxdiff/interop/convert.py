@@ -116,8 +116,7 @@ def _config(
         sections["loss"] = dataclasses.replace(sections["loss"], augment=0.12)
     config = C.Config(
         name=name,
-        data=C.DataConfig(
-            kind="npz",
+        data=C.NpzConfig(
             condition="label" if spec.num_classes else "none",
             inputs=tuple(name for name, _ in inputs),  # pyright: ignore[reportArgumentType] (known names)
             shape=spec.shape,
@@ -141,9 +140,10 @@ def _scheduler(source: pathlib.Path) -> dict[str, Any]:
     if curve not in SCHEDULERS or target not in TARGETS:
         raise WeightsError(f"{path}: beta_schedule {curve!r} or prediction_type {target!r} is not known")
     kind: Any = SCHEDULERS[curve]
-    betas = {} if kind == "cosine" else {"beta_start": found.get("beta_start"), "beta_end": found.get("beta_end")}
+    names = () if kind == "cosine" else ("beta_start", "beta_end")
+    betas = {name: found[name] for name in names if found.get(name) is not None}
     aim: Any = TARGETS[target]
     return {
-        "schedule": C.ScheduleConfig(kind=kind, num_steps=found.get("num_train_timesteps", 1000), **betas),
+        "schedule": C.schedule(kind, num_steps=found.get("num_train_timesteps", 1000), **betas),
         "parameterization": C.ParameterizationConfig(kind=aim, sigma_data=0.5),
     }

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.config import LossConfig, ParameterizationConfig, SampleConfig, ScheduleConfig
+from jaxdiff import config as C
 from jaxdiff.interop import adm, diffit, diffusers, dit, edm, edm2, lucidrains
 from jaxdiff.interop.files import read_tensors
 from jaxdiff.interop.weights import Entry, Tensors, WeightsError, import_params
@@ -70,32 +70,37 @@ class Family(NamedTuple):
     latent: bool = False
 
 
-def _steps(module: Any, *, kind: str = "linear", guided: bool = True, **sample: Any) -> dict[str, Any]:
+def _steps(
+    module: Any, *, steps: int = 250, clip: bool = True, scale: float = 1.0, guided: bool = True, ddim: bool = False
+) -> dict[str, Any]:
     """Sections of a network that predicts eps at the steps of a schedule."""
     learned = module.inputs.outputs == 2 * module.inputs.channels
-    options: dict[str, Any] = {"sampler": "ddpm", "steps": 250, "grid": "uniform_time", "clip": True}
-    options |= {"variance": "learned" if learned else "upper"} | sample
+    variance = "learned" if learned else "upper"
+    dropout = 0.1 if guided and module.inputs.num_classes else 0.0
     return {
-        "schedule": ScheduleConfig(kind=kind),  # pyright: ignore[reportArgumentType] (callers pass known kinds)
-        "parameterization": ParameterizationConfig(kind="eps", sigma_data=0.5),
-        "loss": LossConfig(
-            kind="hybrid" if learned else "denoising", cond_dropout=0.1 if guided and module.inputs.num_classes else 0.0
-        ),
-        "sample": SampleConfig(**options),
+        "parameterization": C.ParameterizationConfig(kind="eps", sigma_data=0.5),
+        "loss": C.HybridConfig(cond_dropout=dropout) if learned else C.DenoisingConfig(cond_dropout=dropout),
+        "sampler": C.sampler("ddim") if ddim else C.sampler("ddpm", variance=variance),
+        "grid": C.grid("uniform_time"),
+        "guidance": C.guidance("classifier_free", scale=scale),
+        "sample": C.SampleConfig(steps=steps, clip=clip),
     }
 
 
 def _edm(module: Any, *, steps: int, guided: bool) -> dict[str, Any]:
     return {
-        "parameterization": ParameterizationConfig(kind="edm", sigma_data=0.5),
-        "loss": LossConfig(cond_dropout=0.1 if guided and module.inputs.num_classes else 0.0),
-        "sample": SampleConfig(sampler="heun", steps=steps, grid="karras"),
+        "parameterization": C.ParameterizationConfig(kind="edm", sigma_data=0.5),
+        "loss": C.DenoisingConfig(cond_dropout=0.1 if guided and module.inputs.num_classes else 0.0),
+        "sampler": C.sampler("heun"),
+        "sample": C.SampleConfig(steps=steps),
     }
 
 
 def _lucidrains(module: Any) -> dict[str, Any]:
-    sections = _steps(module, kind="alpha_bar_sigmoid", steps=1000)
-    return sections | {"parameterization": ParameterizationConfig(kind="v", sigma_data=0.5)}
+    return _steps(module, steps=1000) | {
+        "schedule": C.schedule("alpha_bar_sigmoid"),
+        "parameterization": C.ParameterizationConfig(kind="v", sigma_data=0.5),
+    }
 
 
 def _read_dit(tensors: Tensors, hints: Hints) -> tuple[Module, tuple[int, int] | None, tuple[str, ...]]:
@@ -146,11 +151,11 @@ def _dit_entries(module: Any, shapes: Params, size: tuple[int, int]) -> dict[str
 
 
 FAMILIES: Mapping[str, Family] = {
-    "dit": Family(_read_dit, _dit_entries, lambda m: _steps(m, guidance=1.5, clip=False), latent=True),
+    "dit": Family(_read_dit, _dit_entries, lambda m: _steps(m, scale=1.5, clip=False), latent=True),
     "diffit": Family(
         _read_diffit,
         lambda m, shapes, size: diffit.entries(m, shapes),
-        lambda m: _steps(m, guidance=1.5, clip=False),
+        lambda m: _steps(m, scale=1.5, clip=False),
         latent=True,
     ),
     "edm": Family(
@@ -170,7 +175,7 @@ FAMILIES: Mapping[str, Family] = {
     "diffusers": Family(
         _read_diffusers,
         lambda m, shapes, size: diffusers.entries(m, shapes),
-        lambda m: _steps(m, guided=False, sampler="ddim", steps=50, clip=isinstance(m, UNet2D)),
+        lambda m: _steps(m, guided=False, ddim=True, steps=50, clip=isinstance(m, UNet2D)),
     ),
 }
 

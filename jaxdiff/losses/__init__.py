@@ -6,11 +6,11 @@ denoiser.
 """
 
 from jaxdiff.losses.augmentation import augmented
-from jaxdiff.losses.denoising import denoising_loss
+from jaxdiff.losses.denoising import DenoisingConfig, denoising_loss
 from jaxdiff.losses.importance import LossHistory, LossSecondMoment
-from jaxdiff.losses.shared import BIN_EDGES, MAX_SIGMA, drop_cond
-from jaxdiff.losses.uncertainty import uncertainty_loss
-from jaxdiff.losses.variational import variational_loss
+from jaxdiff.losses.shared import BIN_EDGES, MAX_SIGMA, LossConfig, Parts, drop_cond
+from jaxdiff.losses.uncertainty import UncertaintyConfig, uncertainty_loss
+from jaxdiff.losses.variational import HybridConfig, VLBConfig, variational_loss
 from jaxdiff.losses.weighting import (
     EDMWeighting,
     MinSNR,
@@ -24,16 +24,24 @@ from jaxdiff.losses.weighting import (
 
 __all__ = [
     "BIN_EDGES",
+    "DenoisingConfig",
     "EDMWeighting",
+    "HybridConfig",
+    "LOSSES",
+    "LossConfig",
     "LossHistory",
     "LossSecondMoment",
     "MAX_SIGMA",
     "MinSNR",
     "P2Weighting",
+    "Parts",
     "SNRWeighting",
     "Simple",
     "SoftMinSNR",
+    "UncertaintyConfig",
     "Uniform",
+    "VLBConfig",
+    "WEIGHTINGS",
     "Weighting",
     "augmented",
     "denoising_loss",
@@ -41,3 +49,9 @@ __all__ = [
     "uncertainty_loss",
     "variational_loss",
 ]
+
+LOSSES = (DenoisingConfig, UncertaintyConfig, HybridConfig, VLBConfig)
+"""What a recipe can name as its loss."""
+
+WEIGHTINGS = (Simple, Uniform, EDMWeighting, SNRWeighting, MinSNR, SoftMinSNR, P2Weighting)
+"""What a recipe can name as its weighting."""

@@ -1,18 +1,54 @@
 """The denoising loss in x0 space."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxdiff.denoisers import precondition
-from jaxdiff.losses.shared import NoisyRows, check_dropout, draw_rows, mean_square, network_key, noise_metrics
+from jaxdiff.losses.shared import (
+    LossConfig,
+    NoisyRows,
+    Parts,
+    check_dropout,
+    draw_rows,
+    mean_square,
+    network_key,
+    noise_metrics,
+)
 from jaxdiff.losses.weighting import Simple, Weighting
 from jaxdiff.noise_levels import NoiseLevels
 from jaxdiff.typing import Metrics, Network, Parameterization, Params, StagedLoss, require
 
-__all__ = ["denoising_loss"]
+__all__ = ["DenoisingConfig", "denoising_loss"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoisingConfig(LossConfig):
+    """Squared error of x0, by noise level as ``weighting`` says."""
+
+    kind: Literal["denoising"] = "denoising"
+    noise: Literal["normal", "uniform"] = "normal"
+    """Law of the noise: standard normal, or uniform in [-1, 1] (the playground's toy)."""
+
+    @property
+    def law(self) -> Literal["normal", "uniform"]:
+        """Law of the noise."""
+        return self.noise
+
+    def make(self, parts: Parts) -> StagedLoss:
+        """Build the loss."""
+        return denoising_loss(
+            parts.network,
+            parameterization=parts.parameterization,
+            noise_levels=parts.noise_levels,
+            weighting=parts.weighting,
+            noise=self.noise,
+            cond_dropout=self.cond_dropout,
+            null_cond=parts.null_cond,
+        )
 
 
 def denoising_loss(

@@ -1,20 +1,24 @@
 """What all losses share: dropped conditions, the error of an example, metrics by noise level."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.conditioning import is_dropped
+from jaxdiff.losses.weighting import Weighting
 from jaxdiff.noise_levels import NoiseLevels
-from jaxdiff.typing import Cond, Mean, Metrics, expand_to, require
+from jaxdiff.typing import Cond, Mean, Metrics, Network, Parameterization, Schedule, StagedLoss, expand_to, require
 
 __all__ = [
     "BIN_EDGES",
     "MAX_SIGMA",
+    "LossConfig",
     "NoisyRows",
+    "Parts",
     "check_dropout",
     "draw_rows",
     "drop_at_random",
@@ -29,6 +33,66 @@ BIN_EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 MAX_SIGMA = 1e5
 """Stands for an infinite noise level (alpha = 0): the signal is then below float32 resolution."""
+
+
+class Parts(NamedTuple):
+    """What a loss is made of, beside its own settings.
+
+    Attributes:
+        network: raw network.
+        parameterization: what it predicts.
+        noise_levels: distribution of the training noise level.
+        weighting: weight of the squared error of x0.
+        schedule: training path.
+        null_cond: null value of every conditioning input, by name.
+        uncertainty: log variance of the loss, where ``learned_uncertainty`` asks for it.
+    """
+
+    network: Network
+    parameterization: Parameterization
+    noise_levels: NoiseLevels
+    weighting: Weighting
+    schedule: Schedule
+    null_cond: Mapping[str, Any]
+    uncertainty: Callable[..., Array] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Settings that all losses have; a loss declares its own beside it.
+
+    Attributes:
+        learned_range: whether the network also predicts the variance, between DDPM's two bounds.
+        learned_uncertainty: whether a second network estimates the log variance of the loss.
+        weighted: whether the section ``weighting`` counts.
+    """
+
+    learned_range: ClassVar[bool] = False
+    learned_uncertainty: ClassVar[bool] = False
+    weighted: ClassVar[bool] = True
+
+    kind: str = ""
+    cond_dropout: float = 0.0
+    """Probability of hiding all conditioning of an example, for guidance."""
+    augment: float = 0.0
+    """Probability of each of EDM's augmentations, of which the network is told: 0.12 for CIFAR-10."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        require(
+            0 <= self.cond_dropout < 1,
+            f"loss.cond_dropout is {self.cond_dropout}: use a probability in [0, 1), such as 0.1",
+        )
+        require(0 <= self.augment <= 1, f"loss.augment is {self.augment}: use a probability, such as 0.12")
+
+    @property
+    def law(self) -> Literal["normal", "uniform"]:
+        """Law of the noise."""
+        return "normal"
+
+    def make(self, parts: Parts) -> StagedLoss:
+        """Build the loss."""
+        raise NotImplementedError(type(self).__name__)
 
 
 class NoisyRows(NamedTuple):

@@ -1,18 +1,55 @@
 """Loss weights learned from the loss itself: the uncertainty weighting of EDM2."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.denoisers import precondition
-from jaxdiff.losses.shared import NoisyRows, check_dropout, draw_rows, mean_square, network_key, noise_metrics
+from jaxdiff.losses.shared import (
+    LossConfig,
+    NoisyRows,
+    Parts,
+    check_dropout,
+    draw_rows,
+    mean_square,
+    network_key,
+    noise_metrics,
+)
 from jaxdiff.losses.weighting import Simple, Weighting
 from jaxdiff.noise_levels import NoiseLevels
-from jaxdiff.typing import Metrics, Network, Parameterization, Params, StagedLoss
+from jaxdiff.typing import Metrics, Network, Parameterization, Params, StagedLoss, require
 
-__all__ = ["uncertainty_loss"]
+__all__ = ["UncertaintyConfig", "uncertainty_loss"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UncertaintyConfig(LossConfig):
+    """EDM2's squared error of x0, weighed by a learned uncertainty."""
+
+    learned_uncertainty: ClassVar[bool] = True
+
+    kind: Literal["uncertainty"] = "uncertainty"
+
+    def make(self, parts: Parts) -> StagedLoss:
+        """Build the loss.
+
+        Raises:
+            ValueError: no network of the uncertainty.
+        """
+        require(parts.uncertainty is not None, "this loss needs a network of its uncertainty: networks.Uncertainty")
+        assert parts.uncertainty is not None  # narrows the type
+        return uncertainty_loss(
+            parts.network,
+            parts.uncertainty,
+            parameterization=parts.parameterization,
+            noise_levels=parts.noise_levels,
+            weighting=parts.weighting,
+            cond_dropout=self.cond_dropout,
+            null_cond=parts.null_cond,
+        )
 
 
 def uncertainty_loss(

@@ -1,8 +1,9 @@
 """Improved DDPM's objectives: the variational bound of a chain with learned variances, alone or beside the error."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +13,82 @@ from jaxtyping import Array, Float, Int, Key
 from jaxdiff.denoisers import precondition_learned_range
 from jaxdiff.likelihood.discrete import bound_tables, vb_term
 from jaxdiff.losses.importance import LossHistory, LossSecondMoment
-from jaxdiff.losses.shared import check_dropout, drop_at_random, mean_square, network_key, noise_metrics
+from jaxdiff.losses.shared import (
+    LossConfig,
+    Parts,
+    check_dropout,
+    drop_at_random,
+    mean_square,
+    network_key,
+    noise_metrics,
+)
 from jaxdiff.losses.weighting import Simple
 from jaxdiff.schedules.discrete import DiscreteSchedule
 from jaxdiff.typing import Cond, Metrics, Network, Parameterization, Params, StagedLoss, expand_to, require
 
-__all__ = ["variational_loss"]
+__all__ = ["HybridConfig", "VLBConfig", "variational_loss"]
 
 KINDS = ("hybrid", "vlb")
 
 Batch = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HybridConfig(LossConfig):
+    """Improved DDPM's squared error beside the variational bound, with a learned variance."""
+
+    learned_range: ClassVar[bool] = True
+    weighted: ClassVar[bool] = False
+
+    kind: Literal["hybrid"] = "hybrid"
+    resampling: bool = False
+    """Draw the steps in proportion to their losses (root of the second moment)."""
+
+    def make(self, parts: Parts) -> StagedLoss:
+        """Build the loss.
+
+        Raises:
+            ValueError: a schedule without steps.
+        """
+        return _bound(self, parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VLBConfig(LossConfig):
+    """Improved DDPM's variational bound alone, with a learned variance."""
+
+    learned_range: ClassVar[bool] = True
+    weighted: ClassVar[bool] = False
+
+    kind: Literal["vlb"] = "vlb"
+    resampling: bool = False
+    """Draw the steps in proportion to their losses (root of the second moment)."""
+
+    def make(self, parts: Parts) -> StagedLoss:
+        """Build the loss.
+
+        Raises:
+            ValueError: a schedule without steps.
+        """
+        return _bound(self, parts)
+
+
+def _bound(config: HybridConfig | VLBConfig, parts: Parts) -> StagedLoss:
+    require(
+        isinstance(parts.schedule, DiscreteSchedule),
+        f"loss.kind {config.kind!r} needs a schedule of steps, not {type(parts.schedule).__name__}: "
+        "use --schedule.kind linear or cosine",
+    )
+    assert isinstance(parts.schedule, DiscreteSchedule)  # narrows the type
+    return variational_loss(
+        parts.network,
+        parameterization=parts.parameterization,
+        schedule=parts.schedule,
+        kind=config.kind,
+        resampling=LossSecondMoment() if config.resampling else None,
+        cond_dropout=config.cond_dropout,
+        null_cond=parts.null_cond,
+    )
 
 
 class _Drawn(NamedTuple):

@@ -19,6 +19,12 @@ __all__ = ["write_preview"]
 COUNT = 100
 
 
+def _guided(config: Config) -> bool:
+    """Whether the pictures are guided: by what needs no other run or file, and only where it changes something."""
+    alone = set(factory.needs(config.guidance)) == {"scale", "null_cond"}
+    return alone and config.guidance.strength != 1 and config.loss.cond_dropout > 0
+
+
 def write_preview(
     config: Config, model: factory.Model, folder: pathlib.Path, loader: Loader, mesh: jax.sharding.Mesh
 ) -> Callable[[int, Params], np.ndarray]:
@@ -50,14 +56,14 @@ def write_preview(
     rows = [loader.source[i % len(loader.source)] for i in range(padded)] if config.data.inputs else []
     inputs = {name: np.stack([row[name] for row in rows]) for name in config.data.inputs}
     cond = factory.conditioning(model, labels, padded, inputs)
-    guided = config.sample.guidance != 1 and cond is not None and config.loss.cond_dropout > 0
+    guided = _guided(config) and cond is not None
     options = factory.compile_options(config)
     drawn = sharding.on_mesh(factory.draw(config, model, guided=guided), mesh)
-    sigmas, scale = np.asarray(factory.grid(config)), np.float32(config.sample.guidance)
+    sigmas, scale = np.asarray(factory.grid(config)), np.float32(config.guidance.strength)
 
     def whole(params: Params, index: jax.Array, cond: Cond) -> jax.Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), index)
-        return drawn(params, keys, jnp.asarray(sigmas), cond, jnp.asarray(scale))
+        return drawn(params, keys, jnp.asarray(sigmas), cond, {"scale": jnp.asarray(scale)})
 
     draw = jax.jit(whole, compiler_options=options, out_shardings=sharding.replicated(mesh))
     split = sharding.batch_sharding(mesh)
@@ -70,7 +76,7 @@ def write_preview(
         path = folder / "samples_while_training" / f"step{step:07d}.png"
         if spec.kind == "image":
             columns = spec.num_classes if labels is not None and spec.num_classes <= 20 else 10
-            metadata = {"step": step, "sampler": config.sample.sampler, "steps": config.sample.steps}
+            metadata = {"step": step, "sampler": config.sampler.kind, "steps": config.sample.steps}
             outputs.write_grid(path, to_uint8(x), metadata, columns=columns)
             return outputs.image_grid(to_uint8(x), columns=columns)
         return _scatter(path, loader, loader.normalizer.decode(x), step)

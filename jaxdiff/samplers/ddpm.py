@@ -25,7 +25,7 @@ def ddpm(
     *,
     cond: Cond = None,
     variance: str = "lower",
-    noise_scale: Scalar | Float[Array, " n"] | Float[np.ndarray, " n"] = 1.0,
+    noise_scale: Scalar | Float[Array, " n"] | Float[np.ndarray, " n"] | str = 1.0,
     first_step: int | Array = 0,
     trajectory: bool = False,
     unroll: int = 1,
@@ -46,7 +46,7 @@ def ddpm(
         key: needed unless ``noise_scale`` is the number 0.
         variance: "lower" (exact for data that are one point), "upper" (for data of unit variance), "learned".
         noise_scale: factor of the standard deviation of the noise, 0 or more: a number, or one per step,
-            shape (n,), such as :func:`variance_knob` gives.
+            shape (n,), or the name of a :func:`variance_knob`: "exponential", "sigmoid".
 
     Raises:
         ValueError: for an unknown variance, a negative or wrongly shaped ``noise_scale``, a missing key, or
@@ -57,6 +57,8 @@ def ddpm(
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance={variance!r} is not known: use 'lower', 'upper' or 'learned'.")
+    if isinstance(noise_scale, str):
+        noise_scale = variance_knob(noise_scale, len(sigmas) - 1)
     grid = as_grid(x, sigmas, inversion=False, values=(noise_scale,))
     options = Options(cond, trajectory, unroll)
     keep = (grid.there / grid.here) ** 2

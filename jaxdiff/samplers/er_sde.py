@@ -1,6 +1,6 @@
 """ER-SDE-Solver: exponential steps of a reverse SDE with a noise law of choice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ def er_sde_5(sigma: Array) -> Array:
     return sigma * (jnp.exp(sigma**0.3) + 10)
 
 
+LAWS: Mapping[str, Callable[[Array], Array]] = {"er_sde_5": er_sde_5, "ode": jnp.positive, "sde": jnp.square}
+
+
 def er_sde(
     denoiser: Denoiser,
     x: Float[Array, "b ..."],
@@ -32,7 +35,7 @@ def er_sde(
     *,
     cond: Cond = None,
     stages: int = 3,
-    law: Callable[[Array], Array] = er_sde_5,
+    law: Callable[[Array], Array] | str = "er_sde_5",
     s_noise: Scalar = 1.0,
     first_step: int | Array = 0,
     trajectory: bool = False,
@@ -50,15 +53,19 @@ def er_sde(
 
     Args:
         stages: 1 to 3; terms of the expansion of the estimates.
-        law: phi; written with ``jax.numpy``. phi(sigma)/sigma must not decrease.
+        law: phi; "er_sde_5" (:func:`er_sde_5`), "ode" (sigma), "sde" (sigma^2), or a function written with
+            ``jax.numpy``. phi(sigma)/sigma must not decrease.
 
     Raises:
-        ValueError: for another number of stages, a missing key, or sigmas or a state that cannot be used.
+        ValueError: for another number of stages or name, a missing key, or sigmas or a state that cannot be used.
 
     Reference: Cui et al. 2023, algorithm for VE, arXiv:2309.06169.
     """
     check_choice("stages", stages, (1, 2, 3))
     check_not_negative("s_noise", s_noise)
+    if isinstance(law, str):
+        check_choice("law", law, tuple(LAWS))
+        law = LAWS[law]
     source = as_noise(key, x, "er_sde")
     grid = as_grid(x, sigmas, inversion=False, values=(s_noise,))
     keep, std, *weights = _table(cast(grid.sigmas, x), stages, law, number(s_noise))

@@ -74,7 +74,7 @@ def restart(
     key: Keys | NoiseSource | None = None,
     *,
     cond: Cond = None,
-    restarts: Sequence[Restart] | None = None,
+    restarts: Sequence[Restart] | Sequence[tuple[int, int, int, int | None]] | None = None,
     s_noise: Scalar = 1.0,
     ends_at_zero: bool | None = None,
     trajectory: bool = False,
@@ -120,7 +120,7 @@ def restart(
     )
 
 
-def _way(grid: Grid, restarts: Sequence[Restart]) -> tuple[Any, Any]:
+def _way(grid: Grid, restarts: Sequence[tuple[int, int, int, int | None]]) -> tuple[Any, Any]:
     """Where each step of the whole way starts (after a jump: above the last landing), and where it lands."""
     parts, done = [], 0
     for low, high, times, steps in restarts:

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import factory, guidance, sharding
-from jaxdiff.denoisers import make_denoiser
+from jaxdiff import factory, sharding
 from jaxdiff.run.trained import TrainedRun
 from jaxdiff.runtime.compilation import compile_step
+from jaxdiff.sampling.guiding import guiding
 from jaxdiff.sampling.request import Request, cond_of
-from jaxdiff.typing import require
 
 __all__ = ["Drawer", "draw_ahead", "make_drawer", "rows_of_batch", "sample_batches"]
 
@@ -54,23 +53,6 @@ def rows_of_batch(count: int, most: int, devices: int) -> int:
     return -(-count // (batches * devices)) * devices
 
 
-def _guided(run: TrainedRun, request: Request) -> bool:
-    """Whether two estimates are combined; refuses guidance of a run that cannot be guided."""
-    scale = run.config.sample.guidance
-    if (request.labels is None and not request.inputs) or scale == 1:
-        return False
-    require(
-        run.config.loss.cond_dropout > 0,
-        f"--guidance {scale}: this run was trained with loss.cond_dropout 0 and has no unconditional estimate; "
-        "use --guidance 1",
-    )
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *run.model.spec.shape)), jnp.float32)
-    denoiser = jax.jit(make_denoiser(run.model.network, run.params, run.model.parameterization))
-    cond = cond_of(run, request, np.arange(2))
-    guidance.check_conditioning(denoiser, x, jnp.float32(1), cond, run.model.null_cond)
-    return True
-
-
 def make_drawer(run: TrainedRun, request: Request, most: int, *, count: int, trajectory: bool = False) -> Drawer:
     """Compile the sampler of a run for all devices of this process.
 
@@ -84,22 +66,26 @@ def make_drawer(run: TrainedRun, request: Request, most: int, *, count: int, tra
     Returns:
         What draws a batch.
     """
-    section, mesh = run.config.sample, sharding.local_mesh(run.config.mesh.fsdp, run.config.mesh.tensor)
+    mesh = sharding.local_mesh(run.config.mesh.fsdp, run.config.mesh.tensor)
     rows_sharding, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     devices = len(mesh.devices.flat)
     rows = rows_of_batch(count, most, devices)
     run = run._replace(params=jax.device_put(run.params, sharding.state_sharding(run.params, mesh)))
     options = factory.compile_options(run.config)
-    function = factory.draw(run.config, run.model, guided=_guided(run, request), trajectory=trajectory)
+    how = guiding(run, request)
+    function = factory.draw(run.config, run.model, guided=how.guided, trajectory=trajectory)
     root = jax.random.key(request.seed)
-    sigmas, scale = jax.device_put((factory.grid(run.config), jnp.float32(section.guidance)), everywhere)
+    sigmas, shared = jax.device_put((factory.grid(run.config), how.given), everywhere)
     fold = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
 
     def arguments(chosen: np.ndarray) -> tuple[Any, ...]:
         padded = np.resize(chosen, rows)
         keys = jax.device_put(fold(root, jnp.asarray(padded)), rows_sharding)
-        cond = jax.device_put(cond_of(run, request, padded), rows_sharding)
-        return run.params, keys, sigmas, cond, scale
+        cond = cond_of(run, request, padded)
+        cond = cond and {name: value for name, value in cond.items() if name not in how.left_out}
+        turns = {name: jnp.asarray(rows[padded % len(rows)]) for name, rows in how.rows.items()}
+        cond, turns = jax.device_put((cond, turns), rows_sharding)
+        return run.params, keys, sigmas, cond, {**shared, **turns}
 
     function = sharding.on_mesh(function, mesh)
     call = compile_step(jax.jit(function, compiler_options=options), *arguments(np.arange(1))).call

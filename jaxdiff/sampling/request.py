@@ -1,6 +1,7 @@
 """What to draw: a trained run, the labels and inputs of its samples, and which part of them is ours."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +16,6 @@ from jaxdiff.typing import Cond, require
 
 __all__ = ["Part", "Request", "cond_of", "labels_of", "parse_labels", "parse_part", "read_inputs", "settings_of"]
 
-NAMED = ("sampler", "steps", "grid", "guidance")
 HOW_MANY = ("num", "batch_size")
 """Fields of the section ``sample`` on which no sample depends; all others are written beside the samples."""
 
@@ -115,13 +115,17 @@ def parse_part(text: str) -> Part:
 
 def settings_of(run: TrainedRun, request: Request) -> dict[str, Any]:
     """Name what all samples of a folder have in common; JSON values."""
-    section = dataclasses.asdict(run.config.sample)
+    sections = {name: dataclasses.asdict(getattr(run.config, name)) for name in ("sampler", "grid", "guidance")}
+    sample = {k: v for k, v in dataclasses.asdict(run.config.sample).items() if k not in HOW_MANY}
     return {
         "recipe": run.config.name,
         "checkpoint_step": run.step,
         "weights": run.weights,
-        **{name: section[name] for name in NAMED},
-        "options": {name: value for name, value in section.items() if name not in (*NAMED, *HOW_MANY)},
+        "sampler": run.config.sampler.kind,
+        "steps": sample.pop("steps"),
+        "grid": run.config.grid.kind,
+        "guidance": run.config.guidance.strength,
+        "options": json.loads(json.dumps({**sections, **sample})),  # tuples as they will be read back
         "labels": None if request.labels is None else request.labels.tolist(),
         **(
             {"inputs": data.fingerprint_of(*(v for kv in sorted(request.inputs.items()) for v in kv))}

@@ -17,7 +17,24 @@ from jaxdiff.schedules.discrete import (
     ZeroTerminalSNR,
 )
 
+SCHEDULES = (
+    Linear,
+    ScaledLinear,
+    Quadratic,
+    Cosine,
+    BetaSigmoid,
+    AlphaBarSigmoid,
+    Laplace,
+    VP,
+    SubVP,
+    VE,
+    EDM,
+    RectifiedFlow,
+)
+"""What a recipe can name as its schedule."""
+
 __all__ = [
+    "SCHEDULES",
     "EDM",
     "VE",
     "VP",

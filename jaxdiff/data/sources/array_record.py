@@ -1,14 +1,31 @@
 """Array_record files of examples, as sample.py writes them."""
 
+import dataclasses
 import pathlib
+from typing import Literal
 
 import numpy as np
 
 from jaxdiff.data.sources.arrays import ArraySource, arrays
-from jaxdiff.data.spec import DataError
+from jaxdiff.data.sources.common import DataConfig, given_path
+from jaxdiff.data.spec import DataError, Source
 from jaxdiff.outputs import decode_record, read_records
 
-__all__ = ["array_record"]
+__all__ = ["ArrayRecordConfig", "array_record"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArrayRecordConfig(DataConfig):
+    """Array_record files, as sample.py writes them."""
+
+    kind: Literal["array_record"] = "array_record"
+    path: str = ""
+    """File, folder, or pattern."""
+
+    def open(self, seed: int) -> Source:
+        """Open the examples."""
+        del seed
+        return array_record(given_path(self, self.path))
 
 
 def array_record(path: str | pathlib.Path) -> ArraySource:

@@ -6,16 +6,34 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from jaxdiff.data.inputs import check_inputs, input_keys
-from jaxdiff.data.spec import DataError, DataSpec, Example, Kind, fingerprint_of
+from jaxdiff.data.sources.common import DataConfig, given_path
+from jaxdiff.data.spec import DataError, DataSpec, Example, Kind, Source, fingerprint_of
 
-__all__ = ["ArraySource", "arrays", "npz"]
+__all__ = ["ArraySource", "NpzConfig", "arrays", "npz"]
 
 MAX_CHANNELS = 4
 MAP_BYTES = 2**30  # a larger .npy file is memory-mapped, not read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NpzConfig(DataConfig):
+    """Arrays of an npz or npy file."""
+
+    kind: Literal["npz"] = "npz"
+    path: str = ""
+    """File, folder, or pattern such as samples_*.npz."""
+    split: str = "train"
+    """Part of the names of its arrays."""
+
+    def open(self, seed: int) -> Source:
+        """Open the examples."""
+        del seed
+        return npz(given_path(self, self.path), split=self.split)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,15 +5,34 @@ import io
 import pathlib
 import wave
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 
 from jaxdiff.data.sources.arrays import ArraySource
+from jaxdiff.data.sources.common import DataConfig, given_path
 from jaxdiff.data.sources.files import Container, Entry, FileSource, list_entries, open_container, read_files
-from jaxdiff.data.spec import DataError, DataSpec
+from jaxdiff.data.spec import DataError, DataSpec, Source
 
-__all__ = ["WavDecoder", "audio"]
+__all__ = ["AudioConfig", "WavDecoder", "audio"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AudioConfig(DataConfig):
+    """WAV recordings of a folder or zip."""
+
+    kind: Literal["audio"] = "audio"
+    path: str = ""
+    """Folder or .zip."""
+    length: int = 0
+    """Samples of each: longer recordings lose their end, shorter ones get zeros."""
+    label: str = "auto"
+    """Class of a recording: folders, none, a column of metadata.csv; auto: by column `label` or folder."""
+
+    def open(self, seed: int) -> Source:
+        """Open the examples."""
+        del seed
+        return audio(given_path(self, self.path), length=self.length, label=self.label)
 
 
 @dataclasses.dataclass(frozen=True)

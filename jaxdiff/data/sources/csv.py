@@ -1,15 +1,34 @@
 """Numeric tables in CSV files."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from csv import reader as csv_reader
+from typing import Literal
 
 import numpy as np
 
 from jaxdiff.data.sources.arrays import ArraySource, arrays
-from jaxdiff.data.spec import DataError
+from jaxdiff.data.sources.common import DataConfig, given_path
+from jaxdiff.data.spec import DataError, Source
 
-__all__ = ["csv"]
+__all__ = ["CsvConfig", "csv"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CsvConfig(DataConfig):
+    """Numbers of a CSV file."""
+
+    kind: Literal["csv"] = "csv"
+    path: str = ""
+    """File with a header line."""
+    label: str = ""
+    """Column that holds the class; empty: none."""
+
+    def open(self, seed: int) -> Source:
+        """Open the examples."""
+        del seed
+        return csv(given_path(self, self.path), label_column=self.label)
 
 
 def csv(

@@ -4,21 +4,50 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from jaxdiff.data.sources.arrays import ArraySource
+from jaxdiff.data.sources.common import DataConfig, given_path
 from jaxdiff.data.sources.files import Container, Entry, FileSource, list_entries, open_container, read_files
-from jaxdiff.data.spec import DataError, DataSpec
+from jaxdiff.data.spec import DataError, DataSpec, Source
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageDecoder", "folder"]
+__all__ = ["FolderConfig", "ImageDecoder", "folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ORIENTATION = 0x0112  # EXIF tag
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderConfig(DataConfig):
+    """Image files of a folder or zip."""
+
+    kind: Literal["folder"] = "folder"
+    path: str = ""
+    """Folder or .zip."""
+    size: tuple[int, int] | None = None
+    """Height and width that images are resized and centre-cropped to; None keeps them."""
+    channels: Literal[1, 3] = 3
+    """Decode as grey (1) or RGB (3)."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour that transparent images are composited on."""
+    label: str = "auto"
+    """Class of an image: folders (its own), none, a column of metadata.csv; auto: by column `label` or folder."""
+
+    def open(self, seed: int) -> Source:
+        """Open the examples."""
+        del seed
+        return folder(
+            given_path(self, self.path),
+            image_size=self.size,
+            channels=self.channels,
+            background=self.background,
+            label=self.label,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,17 +1,73 @@
 """Made data: densities in the plane, Gaussian vectors, and the digits bundled with scikit-learn."""
 
+import dataclasses
 import math
 from typing import Literal
 
 import numpy as np
 
 from jaxdiff.data.sources.arrays import ArraySource, arrays
-from jaxdiff.data.spec import DataError, fingerprint_of
+from jaxdiff.data.sources.common import DataConfig
+from jaxdiff.data.spec import DataError, Source, fingerprint_of
 
-__all__ = ["digits", "gaussian_vectors", "mixture", "stand_in", "toy2d"]
+__all__ = [
+    "DigitsConfig",
+    "Toy2dConfig",
+    "VectorsConfig",
+    "digits",
+    "gaussian_vectors",
+    "mixture",
+    "stand_in",
+    "toy2d",
+]
 
 MIXTURES = ("gaussians8", "grid25")
 TOYS = (*MIXTURES, "moons", "spiral", "checkerboard")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DigitsConfig(DataConfig):
+    """The 8x8 digits bundled with scikit-learn."""
+
+    kind: Literal["digits"] = "digits"
+    split: Literal["train", "test", "all"] = "train"
+
+    def open(self, seed: int) -> Source:
+        """Open the examples."""
+        del seed
+        return digits(split=self.split)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Toy2dConfig(DataConfig):
+    """Points drawn from a density in the plane."""
+
+    kind: Literal["toy2d"] = "toy2d"
+    name: Literal["gaussians8", "grid25", "moons", "spiral", "checkerboard"] = "gaussians8"
+    """The density."""
+    num: int = 10_000
+    """Number of points."""
+
+    def open(self, seed: int) -> Source:
+        """Open the examples."""
+        return toy2d(self.name, self.num, seed=seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorsConfig(DataConfig):
+    """Vectors of independent normal numbers."""
+
+    kind: Literal["vectors"] = "vectors"
+    num: int = 10_000
+    """Number of vectors."""
+    length: int = 16
+    """Numbers in each."""
+    mean: float = 0.0
+    std: float = 1.0
+
+    def open(self, seed: int) -> Source:
+        """Open the examples."""
+        return gaussian_vectors(self.num, self.length, mean=self.mean, std=self.std, seed=seed)
 
 
 def mixture(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

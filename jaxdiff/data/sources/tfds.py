@@ -4,14 +4,35 @@ import dataclasses
 import difflib
 import pathlib
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from jaxdiff.data.sources.common import DataConfig
 from jaxdiff.data.sources.images import ImageDecoder
-from jaxdiff.data.spec import DataError, DataSpec, Example, fingerprint_of
+from jaxdiff.data.spec import DataError, DataSpec, Example, Source, fingerprint_of
 
-__all__ = ["TfdsSource", "tfds_source"]
+__all__ = ["TfdsConfig", "TfdsSource", "tfds_source"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TfdsConfig(DataConfig):
+    """A prepared data set of TensorFlow Datasets."""
+
+    kind: Literal["tfds"] = "tfds"
+    name: str = ""
+    """Name in the catalogue, such as cifar10."""
+    split: str = "train"
+    """Split, such as train or train[:90%]."""
+    path: str = ""
+    """Directory of prepared sets; empty: that of TFDS."""
+    size: tuple[int, int] | None = None
+    """Height and width that images are resized and centre-cropped to; None keeps them."""
+
+    def open(self, seed: int) -> Source:
+        """Open the examples."""
+        del seed
+        return tfds_source(self.name, self.split, data_dir=self.path or None, image_size=self.size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
