@@ -118,7 +118,7 @@ def train_step(module, options=None):
         parameterization=parameterizations.Eps(schedule=SCHEDULE),
         noise_levels=noise_levels.UniformTime(schedule=SCHEDULE),
     )
-    tx, _ = training.make_optimizer(peak_lr=1e-4, weight_decay=1e-2)
+    tx, _ = training.make_optimizer(training.AdamWConfig().make, peak_lr=1e-4)
     return loss, tx, training.make_train_step(loss, tx, ema_decay=0.9999, compiler_options=options)
 
 

@@ -1,3 +1,4 @@
+import functools
 import os
 import pathlib
 import signal
@@ -292,7 +293,7 @@ def test_python_overhead_is_small_for_a_hundred_leaves():
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_learning_rate_meets_its_three_points(schedule):
     _, lr = training.make_optimizer(
-        peak_lr=1.0, warmup_steps=10, total_steps=110, schedule=schedule, end_lr=0.1, weight_decay=0.01
+        optax.adamw, peak_lr=1.0, warmup_steps=10, total_steps=110, schedule=schedule, end_lr=0.1
     )
     rates = [float(lr(jnp.int32(n))) for n in (0, 4, 9, 10, 60, 110)]
     middle, end = {"cosine": (0.55, 0.1), "linear": (0.55, 0.1), "constant": (1.0, 1.0)}[schedule]
@@ -301,10 +302,11 @@ def test_learning_rate_meets_its_three_points(schedule):
 
 def test_weight_decay_is_decoupled_and_clipping_bounds_the_gradient():
     params = {"w": jnp.full((3,), 2.0)}
-    tx, _ = training.make_optimizer(peak_lr=0.1, weight_decay=0.5)
+    tx, _ = training.make_optimizer(training.AdamWConfig(weight_decay=0.5).make, peak_lr=0.1)
     updates, _ = tx.update({"w": jnp.zeros((3,))}, tx.init(params), params)
     np.testing.assert_allclose(updates["w"], -0.1 * 0.5 * 2.0, rtol=1e-6)
-    tx, _ = training.make_optimizer(peak_lr=0.1, clip_norm=1.0, eps=1.0)  # eps makes the size visible
+    visible = functools.partial(optax.adam, eps=1.0)  # makes the size visible
+    tx, _ = training.make_optimizer(visible, peak_lr=0.1, clip_norm=1.0)
     updates, _ = tx.update({"w": jnp.full((3,), 100.0)}, tx.init(params), params)
     g = 1 / np.sqrt(3)
     np.testing.assert_allclose(updates["w"], -0.1 * g / (g + 1), rtol=1e-5)
@@ -315,14 +317,30 @@ def test_weight_decay_is_decoupled_and_clipping_bounds_the_gradient():
     [
         ("peak_lr", 0.0),
         ("warmup_steps", -1),
-        ("b1", 1.0),
         ("clip_norm", 0.0),
-        ("weight_decay", -1.0),
     ],
 )
 def test_optimizer_refuses_bad_values_by_name(name, value):
     with pytest.raises(ValueError, match=rf"{name} must be .*got {value}"):
         training.make_optimizer(**{"peak_lr": 1e-3, name: value})
+
+
+def test_optimizer_configurations_are_those_of_optax_and_refuse_bad_values():
+    params, grads = {"w": jnp.full((3,), 2.0)}, {"w": jnp.arange(3.0)}
+    for config, theirs in (
+        (training.AdamConfig(b1=0.8, b2=0.9), optax.adam(0.1, b1=0.8, b2=0.9)),
+        (training.AdamWConfig(b1=0.8, weight_decay=0.3), optax.adamw(0.1, b1=0.8, weight_decay=0.3)),
+    ):
+        ours = config.make(lambda n: 0.1)
+        updates = [tx.update(grads, tx.init(params), params)[0]["w"] for tx in (ours, theirs)]
+        np.testing.assert_array_equal(*updates)
+    for config, name, value in (
+        (training.AdamConfig, "b1", 1.0),
+        (training.AdamWConfig, "b2", -0.1),
+        (training.AdamWConfig, "weight_decay", -1.0),
+    ):
+        with pytest.raises(ValueError, match=f"optim.{name} is {value}"):
+            config(**{name: value})
 
 
 def test_decay_without_a_length_and_reserved_metric_names_are_refused():

@@ -68,9 +68,14 @@ class AdamConfig(OptimConfig):
     b1: float = 0.9
     b2: float = 0.999
 
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        _check_decays(self.b1, self.b2)
+
     def make(self, rate: LearningRate) -> optax.GradientTransformation:
         """Build what turns clipped gradients into updates at this rate."""
-        return optax.adam(rate, b1=_decay("b1", self.b1), b2=_decay("b2", self.b2))
+        return optax.adam(rate, b1=self.b1, b2=self.b2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,20 +88,24 @@ class AdamWConfig(OptimConfig):
     weight_decay: float = 0.01
     """Decay of all parameters, multiplied by the rate."""
 
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        _check_decays(self.b1, self.b2)
+        require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}: use 0 or more")
+
     def make(self, rate: LearningRate) -> optax.GradientTransformation:
         """Build what turns clipped gradients into updates at this rate."""
-        require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}: use 0 or more")
-        b1, b2 = _decay("b1", self.b1), _decay("b2", self.b2)
-        return optax.adamw(rate, b1=b1, b2=b2, weight_decay=self.weight_decay)
+        return optax.adamw(rate, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay)
 
 
 OPTIMIZERS = (AdamConfig, AdamWConfig)
 """What a recipe can name as its optimizer."""
 
 
-def _decay(name: str, value: float) -> float:
-    require(0 <= value < 1, f"optim.{name} is {value}: use a decay in [0, 1)")
-    return value
+def _check_decays(b1: float, b2: float) -> None:
+    for name, value in (("b1", b1), ("b2", b2)):
+        require(0 <= value < 1, f"optim.{name} is {value}: use a decay in [0, 1)")
 
 
 def make_optimizer(
