@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdiff import samplers
-from jaxdiff.editing.shared import Mask, Result, Sigmas, as_array, check_grid, check_key, fold_in, known_part
+from jaxdiff.editing.shared import Mask, Result, Sigmas, as_array, check_grid, check_key, known_part
+from jaxdiff.keys import fold_in
 from jaxdiff.typing import Cond, Denoiser, Keys, Sampler
 
 __all__ = ["repaint", "repaint_schedule", "replacement"]

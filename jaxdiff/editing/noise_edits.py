@@ -9,7 +9,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxdiff import grids, samplers
-from jaxdiff.editing.shared import Result, Scalar, Sigmas, as_array, call, check_grid, check_key, fold_in, positive
+from jaxdiff.editing.shared import Result, Scalar, Sigmas, as_array, call, check_grid, check_key, positive
+from jaxdiff.keys import fold_in
 from jaxdiff.typing import Cond, Denoiser, Keys, Sampler, expand_to
 
 __all__ = ["img2img", "interpolate", "invert", "invert_fixed_point", "sdedit", "slerp"]

@@ -1,4 +1,4 @@
-"""What the editing functions share: checks before tracing, one call of the denoiser, keys of single steps."""
+"""What the editing functions share: checks before tracing, one call of the denoiser."""
 
 from typing import Any, TypeAlias
 
@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxdiff.keys import check_alone, check_typed, given
 from jaxdiff.typing import Cond, Denoiser, Keys, x0_of
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "call",
     "check_grid",
     "check_key",
-    "fold_in",
     "known_part",
     "positive",
     "split_call",
@@ -122,25 +122,12 @@ def check_key(key: Keys | None, x: Array, method: str) -> Keys:
     Raises:
         ValueError: for a missing key, a raw one, or a number of keys other than the batch.
     """
-    if key is None:
-        raise ValueError(f"{method} draws noise and needs a key: pass jax.random.key(seed), or one key per sample.")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"{method} got a raw key of dtype {key.dtype}: make it with jax.random.key(seed).")
+    key = given(key, method)
+    check_typed(key, method)
     if key.shape not in ((), x.shape[:1]):
         raise ValueError(f"{method} got keys of shape {key.shape} for a batch of {x.shape[0]}: one per sample.")
-    if key.ndim and str(jax.random.key_impl(key)) != "threefry2x32":
-        raise ValueError(
-            f"a batch of {jax.random.key_impl(key)} keys would not make sample i depend on key i alone: "
-            "use jax.random.key(seed, impl='threefry2x32')."
-        )
+    check_alone(key)
     return key
-
-
-def fold_in(key: Keys, index: Array | int) -> Keys:
-    """``jax.random.fold_in`` for one key, or for each of a batch."""
-    if key.ndim == 0:
-        return jax.random.fold_in(key, index)
-    return jax.vmap(jax.random.fold_in, (0, None))(key, index)
 
 
 def known_part(known: Array, mask: Mask, x: Array) -> tuple[Array, Array]:
