@@ -25,13 +25,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, patches, same
 from jaxdiff.networks.dit import SIZES, DiT, DiTConfig
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.layers.embeddings import grid_positions
+from jaxdiff.pytrees import by_path
 from jaxdiff.typing import Params
 
 __all__ = ["IGNORED", "Layout", "entries", "frozen_tensors", "layout_of", "module_from"]
@@ -121,9 +121,7 @@ def entries(module: DiT, shapes: Params, *, layout: Layout = "dit") -> dict[str,
     """
     if module.config.scan:
         raise ValueError("weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)")
-    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    found = ((path, _entry(path, module, layout)) for path in paths)
+    found = ((path, _entry(path, module, layout)) for path in by_path(shapes))
     return {path: entry for path, entry in found if entry is not None}
 
 
