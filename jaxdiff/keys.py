@@ -37,11 +37,11 @@ def check_typed(key: Keys, user: str = "") -> None:
 
 def check_alone(key: Keys) -> None:
     """Raise ``ValueError`` for a batch of keys of a generator that does not promise that each draws as if alone."""
-    if key.ndim and str(jax.random.key_impl(key)) != "threefry2x32":
-        raise ValueError(
-            f"a batch of {jax.random.key_impl(key)} keys would not make sample i depend on key i alone: "
-            "use jax.random.key(seed, impl='threefry2x32')."
-        )
+    require(
+        not key.ndim or str(jax.random.key_impl(key)) == "threefry2x32",
+        f"a batch of {jax.random.key_impl(key)} keys would not make sample i depend on key i alone: "
+        "use jax.random.key(seed, impl='threefry2x32').",
+    )
 
 
 def check_kind(key: Keys) -> None:
@@ -67,8 +67,10 @@ def check_key(key: Keys | None, x: Array, method: str) -> Keys:
     """
     key = given(key, method)
     check_kind(key)
-    if key.ndim == 1 and key.shape[0] != x.shape[0]:
-        raise ValueError(f"{method} got {key.shape[0]} keys for a batch of {x.shape[0]}: pass one key per sample.")
+    require(
+        key.ndim != 1 or key.shape[0] == x.shape[0],
+        f"{method} got {key.shape[0]} keys for a batch of {x.shape[0]}: pass one key per sample.",
+    )
     return key
 
 

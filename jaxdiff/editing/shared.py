@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxdiff.keys import check_alone, check_typed, given
-from jaxdiff.typing import Cond, Denoiser, Keys, x0_of
+from jaxdiff.typing import Cond, Denoiser, Keys, require, x0_of
 
 __all__ = [
     "Mask",
@@ -47,8 +47,7 @@ def split_call(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond) -> tuple[
     """The estimate of x0, and all that the denoiser returned, for :func:`jaxdiff.typing.replace_x0`."""
     out = denoiser(x, sigma) if cond is None else denoiser(x, sigma, cond)
     x0 = x0_of(out)
-    if x0.shape != x.shape:
-        raise ValueError(f"the denoiser returned shape {x0.shape} for x of shape {x.shape}: it must return x0.")
+    require(x0.shape == x.shape, f"the denoiser returned shape {x0.shape} for x of shape {x.shape}: it must return x0.")
     return x0.astype(x.dtype), out
 
 
@@ -64,8 +63,10 @@ def check_grid(sigmas: Array | np.ndarray) -> Array | np.ndarray:
     Raises:
         ValueError: for another shape, or known values that do not strictly decrease from above 0.
     """
-    if sigmas.ndim != 1 or sigmas.shape[0] < 2:
-        raise ValueError(f"sigmas has shape {sigmas.shape}: give one row of n + 1 >= 2 noise levels.")
+    require(
+        sigmas.ndim == 1 and sigmas.shape[0] >= 2,
+        f"sigmas has shape {sigmas.shape}: give one row of n + 1 >= 2 noise levels.",
+    )
     if not isinstance(sigmas, Tracer):
         known = np.asarray(sigmas)
         if not (np.isfinite(known).all() and known[-1] >= 0 and (np.diff(known) < 0).all()):
@@ -124,8 +125,10 @@ def check_key(key: Keys | None, x: Array, method: str) -> Keys:
     """
     key = given(key, method)
     check_typed(key, method)
-    if key.shape not in ((), x.shape[:1]):
-        raise ValueError(f"{method} got keys of shape {key.shape} for a batch of {x.shape[0]}: one per sample.")
+    require(
+        key.shape in ((), x.shape[:1]),
+        f"{method} got keys of shape {key.shape} for a batch of {x.shape[0]}: one per sample.",
+    )
     check_alone(key)
     return key
 
@@ -144,9 +147,7 @@ def known_part(known: Array, mask: Mask, x: Array) -> tuple[Array, Array]:
     Raises:
         ValueError: for other shapes.
     """
-    if known.shape != x.shape:
-        raise ValueError(f"known has shape {known.shape} for x of shape {x.shape}: they must be the same.")
-    if mask.shape not in (x.shape, x.shape[1:]):
-        raise ValueError(f"mask has shape {mask.shape}: use {x.shape} or {x.shape[1:]}.")
+    require(known.shape == x.shape, f"known has shape {known.shape} for x of shape {x.shape}: they must be the same.")
+    require(mask.shape in (x.shape, x.shape[1:]), f"mask has shape {mask.shape}: use {x.shape} or {x.shape[1:]}.")
     fixed = jnp.broadcast_to(jnp.asarray(mask, bool).reshape((-1, *x.shape[1:])), x.shape)
     return jnp.where(fixed, known, 0).astype(x.dtype), fixed

@@ -31,7 +31,7 @@ from jaxdiff.networks.diffit import DiffiT, DiffiTConfig
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.layers.embeddings import grid_positions
 from jaxdiff.pytrees import by_path
-from jaxdiff.typing import Params
+from jaxdiff.typing import Params, require
 
 __all__ = ["IGNORED", "entries", "frozen_tensors", "latent_size", "module_from"]
 
@@ -82,8 +82,10 @@ def entries(module: DiffiT, shapes: Params) -> dict[str, Entry]:
     Raises:
         ValueError: ``module.config.scan``.
     """
-    if module.config.scan:
-        raise ValueError("weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)")
+    require(
+        not module.config.scan,
+        "weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)",
+    )
     found = ((path, _entry(path, module.config.patch)) for path in by_path(shapes))
     return {path: entry for path, entry in found if entry is not None}
 

@@ -32,7 +32,7 @@ from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, patches
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.mmdit import MMDiT, MMDiTConfig, centred_positions
 from jaxdiff.pytrees import by_path
-from jaxdiff.typing import Params
+from jaxdiff.typing import Params, require
 
 __all__ = ["IGNORED", "entries", "frozen_tensors", "module_from"]
 
@@ -82,8 +82,10 @@ def entries(module: MMDiT, shapes: Params) -> dict[str, Entry]:
     Raises:
         ValueError: ``module.config.scan``.
     """
-    if module.config.scan:
-        raise ValueError("weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)")
+    require(
+        not module.config.scan,
+        "weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)",
+    )
     return {path: _entry(path, module) for path in by_path(shapes)}
 
 

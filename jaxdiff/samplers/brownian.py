@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxdiff.keys import check_key, fold_in
 from jaxdiff.pytrees import exp, pytree
 from jaxdiff.samplers.noise import normal
-from jaxdiff.typing import Keys
+from jaxdiff.typing import Keys, require
 
 __all__ = ["BrownianPath", "brownian"]
 
@@ -128,8 +128,6 @@ def brownian(
 
     Reference: after the virtual Brownian tree of Li et al. 2020, section 4, arXiv:2001.01328.
     """
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: use 0 < sigma_min < sigma_max.")
-    if not (eta > 0 and depth >= 1):
-        raise ValueError(f"eta={eta}, depth={depth} must be positive.")
+    require(0 < sigma_min < sigma_max, f"sigma_min={sigma_min}, sigma_max={sigma_max}: use 0 < sigma_min < sigma_max.")
+    require(eta > 0 and depth >= 1, f"eta={eta}, depth={depth} must be positive.")
     return BrownianPath(keys, math.log(sigma_min), math.log(sigma_max), eta, depth)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxdiff.keys import check_key, check_kind, fold_in
 from jaxdiff.pytrees import bind
 from jaxdiff.samplers.loop import Scalar
-from jaxdiff.typing import Keys, NoiseSource
+from jaxdiff.typing import Keys, NoiseSource, require
 
 __all__ = ["as_noise", "initial_noise", "is_zero", "normal", "step_noise"]
 
@@ -75,8 +75,10 @@ def as_noise(key: Keys | NoiseSource | None, x: Array, method: str, *, again: bo
     Raises:
         ValueError: as :func:`jaxdiff.keys.check_key`, and for a path where ``again`` holds.
     """
-    if again and getattr(key, "is_path", False):
-        raise ValueError(f"{method} adds noise to the same levels again and cannot follow a path: pass keys.")
+    require(
+        not (again and getattr(key, "is_path", False)),
+        f"{method} adds noise to the same levels again and cannot follow a path: pass keys.",
+    )
     if callable(key):
         return key
     return bind(_of_key, check_key(key, x, method))

@@ -6,6 +6,8 @@ from typing import Any, Literal, TypeAlias
 import jax.numpy as jnp
 import optax
 
+from jaxdiff.typing import require
+
 __all__ = ["LearningRate", "make_optimizer"]
 
 LearningRate: TypeAlias = Callable[[Any], Any]
@@ -63,8 +65,7 @@ def make_optimizer(
         ("weight_decay", weight_decay, weight_decay >= 0, ">= 0"),
         ("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "> 0, or None for no clipping"),
     ):
-        if not holds:
-            raise ValueError(f"{name} must be {rule}; got {value}.")
+        require(holds, f"{name} must be {rule}; got {value}.")
     if schedule == "inverse_sqrt":
         rate = _inverse_sqrt(peak_lr, warmup_steps, decay_start)
     else:
