@@ -67,10 +67,8 @@ def check_key(key: Keys | None, x: Array, method: str) -> Keys:
     """
     key = given(key, method)
     check_kind(key)
-    require(
-        key.ndim != 1 or key.shape[0] == x.shape[0],
-        f"{method} got {key.shape[0]} keys for a batch of {x.shape[0]}: pass one key per sample.",
-    )
+    if key.ndim == 1 and key.shape[0] != x.shape[0]:
+        raise ValueError(f"{method} got {key.shape[0]} keys for a batch of {x.shape[0]}: pass one key per sample.")
     return key
 
 

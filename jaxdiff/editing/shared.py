@@ -125,10 +125,8 @@ def check_key(key: Keys | None, x: Array, method: str) -> Keys:
     """
     key = given(key, method)
     check_typed(key, method)
-    require(
-        key.shape in ((), x.shape[:1]),
-        f"{method} got keys of shape {key.shape} for a batch of {x.shape[0]}: one per sample.",
-    )
+    if key.shape not in ((), x.shape[:1]):
+        raise ValueError(f"{method} got keys of shape {key.shape} for a batch of {x.shape[0]}: one per sample.")
     check_alone(key)
     return key
 

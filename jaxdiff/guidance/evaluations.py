@@ -86,11 +86,11 @@ def counterpart(
     for name, value in cond.items():
         wanted = jnp.asarray(other[name], value.dtype)
         fits = wanted.shape == value.shape[1:] or (per_sample and wanted.shape == value.shape)
-        require(
-            value.shape[:1] == x.shape[:1] and fits,
-            f"cond[{name!r}] has shape {value.shape} and its value in {called} {wanted.shape}, for a batch of "
-            f"{x.shape[0]}: they must be (batch, ...) and {'(...) or (batch, ...)' if per_sample else '(...)'}.",
-        )
+        if value.shape[:1] != x.shape[:1] or not fits:
+            raise ValueError(
+                f"cond[{name!r}] has shape {value.shape} and its value in {called} {wanted.shape}, for a batch of "
+                f"{x.shape[0]}: they must be (batch, ...) and {'(...) or (batch, ...)' if per_sample else '(...)'}."
+            )
         values[name] = jnp.broadcast_to(wanted, value.shape)
     return values
 

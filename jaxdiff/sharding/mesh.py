@@ -134,11 +134,11 @@ def shard_batch(batch: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
     """
     sharding, axis = batch_sharding(mesh, stacked=stacked), int(stacked)
     local, sharers = _local_parts(mesh)
-    require(
-        sharers <= 1,
-        f"tensor={mesh.shape['tensor']} makes {sharers} processes share rows, but each loads its own: "
-        f"use a tensor axis that divides the {jax.local_device_count()} devices of a process.",
-    )
+    if sharers > 1:
+        raise ValueError(
+            f"tensor={mesh.shape['tensor']} makes {sharers} processes share rows, but each loads its own: "
+            f"use a tensor axis that divides the {jax.local_device_count()} devices of a process."
+        )
 
     def one(path: Any, rows: Any) -> jax.Array:
         name = jax.tree_util.keystr(path) or "the batch"
