@@ -18,7 +18,7 @@ from jax.core import eval_context
 from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array
 
-__all__ = ["Bound", "Static", "bind", "compiled", "constant", "exp", "is_traced", "log", "number", "pytree"]
+__all__ = ["Bound", "Static", "bind", "by_path", "compiled", "constant", "exp", "is_traced", "log", "number", "pytree"]
 
 PROGRAMS = 256  # compiled programs kept, those used last: a new plain function for each call must not fill the memory
 
@@ -208,6 +208,23 @@ def log(value: Any) -> Any:
 def exp(value: Any) -> Any:
     """Exponential: at double precision of a Python number, traced of an array."""
     return jnp.exp(value) if isinstance(value, Array) else math.exp(value)
+
+
+def by_path(tree: object, *, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """The leaves of a tree by their paths, in the order of ``jax.tree.leaves``.
+
+    Args:
+        tree: any pytree.
+        is_leaf: what is taken as a leaf besides, as of ``jax.tree.leaves``.
+
+    Returns:
+        Keys, fields and positions on the way, joined by "/" -> leaf.
+
+    >>> by_path({"dense": {"bias": 0.0, "kernel": 1.0}, "scales": (2.0, 3.0)})
+    {'dense/bias': 0.0, 'dense/kernel': 1.0, 'scales/0': 2.0, 'scales/1': 3.0}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 @functools.lru_cache(maxsize=PROGRAMS)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 from jaxdiff.outputs.atomic import replacing
+from jaxdiff.typing import require
 
 __all__ = ["DIGESTS", "Digests", "collect", "read", "seal", "share", "total_bytes", "trouble", "write_part"]
 
@@ -75,8 +76,7 @@ def read(folder: pathlib.Path) -> Digests | None:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{DIGESTS} can not be read") from error
-    if _text(files) != text:
-        raise ValueError(f"{DIGESTS} does not match its own checksum")
+    require(_text(files) == text, f"{DIGESTS} does not match its own checksum")
     return files
 
 

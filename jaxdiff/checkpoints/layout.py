@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.checkpoints import digests
+from jaxdiff.typing import require
 
 __all__ = [
     "FORMAT_VERSION",
@@ -153,12 +154,12 @@ def load_meta(directory: PathLike, step: int) -> dict[str, Any]:
     """Read the meta item of one checkpoint that is known to be complete; see ``read_meta``."""
     meta = json.loads((pathlib.Path(directory) / str(step) / META).read_text())
     version = meta.get("format_version")
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        raise ValueError(
-            f"Checkpoint {directory}/{step} has format version {version}; this jaxdiff reads 1 to "
-            f"{FORMAT_VERSION}. It was written by jaxdiff {meta.get('jaxdiff_version')}: "
-            "install that version or a newer one."
-        )
+    require(
+        isinstance(version, int) and 1 <= version <= FORMAT_VERSION,
+        f"Checkpoint {directory}/{step} has format version {version}; this jaxdiff reads 1 to "
+        f"{FORMAT_VERSION}. It was written by jaxdiff {meta.get('jaxdiff_version')}: "
+        "install that version or a newer one.",
+    )
     return meta
 
 

@@ -39,6 +39,7 @@ from jaxdiff.checkpoints.layout import (
 )
 from jaxdiff.checkpoints.reading import DamagedError, intact, read_one, restore_params
 from jaxdiff.distributed.coordination import barrier
+from jaxdiff.typing import require
 
 __all__ = [
     "FORMAT_VERSION",
@@ -109,12 +110,15 @@ class Checkpoints:
         Raises:
             ValueError: an option out of range.
         """
-        if not timeout > 0:
-            raise ValueError(f"timeout must be a positive number of seconds; got {timeout}.")
-        if keep_last < 1 or (keep_every is not None and keep_every < 1):
-            raise ValueError(f"keep_last and keep_every must be at least 1; got {keep_last} and {keep_every}.")
-        if keep_best is not None and keep_best[1] not in ("min", "max"):
-            raise ValueError(f"keep_best must be (metric, 'min' or 'max'); got {keep_best}.")
+        require(timeout > 0, f"timeout must be a positive number of seconds; got {timeout}.")
+        require(
+            keep_last >= 1 and (keep_every is None or keep_every >= 1),
+            f"keep_last and keep_every must be at least 1; got {keep_last} and {keep_every}.",
+        )
+        require(
+            keep_best is None or keep_best[1] in ("min", "max"),
+            f"keep_best must be (metric, 'min' or 'max'); got {keep_best}.",
+        )
         self.directory = pathlib.Path(directory).absolute()
         self._retention = _Retention(keep_last, keep_every, keep_best)
         self._pending: int | None = None
@@ -176,11 +180,11 @@ class Checkpoints:
         if step == self._here:
             return
         newest = self.latest()
-        if newest is not None and step <= newest:
-            raise ValueError(
-                f"Step {step} can not be saved after step {newest}, which {self.directory} already holds. "
-                "To train again from an older checkpoint, copy it to a new directory."
-            )
+        require(
+            newest is None or step > newest,
+            f"Step {step} can not be saved after step {newest}, which {self.directory} already holds. "
+            "To train again from an older checkpoint, copy it to a new directory.",
+        )
         clean = {k: float(v) if math.isfinite(v) else None for k, v in (metrics or {}).items()}
         content = document(step, state, meta, clean)
         bad = first_bad(state)

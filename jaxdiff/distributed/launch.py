@@ -22,6 +22,7 @@ from jaxdiff.distributed.coordination import PeerError, barrier, place, read_key
 from jaxdiff.distributed.peers import LINGER, Peers, end_process, exit_on_abort
 from jaxdiff.runtime.backends import require_platform
 from jaxdiff.runtime.stopping import ExitCode
+from jaxdiff.typing import require
 
 __all__ = [
     "PeerError",
@@ -71,26 +72,26 @@ class Processes:
             ValueError: an argument that is missing, out of range or without effect.
         """
         given = self.coordinator or self.num_processes or self.process_id != -1
-        if self.distributed != "manual" and given:
-            raise ValueError(
-                f"--coordinator, --num-processes and --process-id are for --distributed manual; "
-                f"got --distributed {self.distributed}"
-            )
+        require(
+            self.distributed == "manual" or not given,
+            f"--coordinator, --num-processes and --process-id are for --distributed manual; "
+            f"got --distributed {self.distributed}",
+        )
         if self.distributed == "manual":
-            if not re.fullmatch(r"\S+:\d{1,5}", self.coordinator):
-                raise ValueError(
-                    f"--distributed manual needs --coordinator HOST:PORT of process 0; got {self.coordinator!r}"
-                )
-            if not 0 <= self.process_id < self.num_processes:
-                raise ValueError(
-                    f"--distributed manual needs --num-processes N and --process-id 0..N-1; "
-                    f"got {self.num_processes} and {self.process_id}"
-                )
-        if self.join_timeout < 1 or self.peer_timeout < 3:
-            raise ValueError(
-                f"--join-timeout must be at least 1 and --peer-timeout at least 3 seconds; "
-                f"got {self.join_timeout} and {self.peer_timeout}"
+            require(
+                re.fullmatch(r"\S+:\d{1,5}", self.coordinator) is not None,
+                f"--distributed manual needs --coordinator HOST:PORT of process 0; got {self.coordinator!r}",
             )
+            require(
+                0 <= self.process_id < self.num_processes,
+                f"--distributed manual needs --num-processes N and --process-id 0..N-1; "
+                f"got {self.num_processes} and {self.process_id}",
+            )
+        require(
+            self.join_timeout >= 1 and self.peer_timeout >= 3,
+            f"--join-timeout must be at least 1 and --peer-timeout at least 3 seconds; "
+            f"got {self.join_timeout} and {self.peer_timeout}",
+        )
 
 
 def initialize(processes: Processes) -> str:
@@ -153,11 +154,11 @@ def require_joined() -> None:
     Raises:
         ValueError: jax knows of more processes than ``initialize`` joined.
     """
-    if jax.process_count() != place()[1]:
-        raise ValueError(
-            f"this machine is one of {jax.process_count()} that compute together: "
-            "start the same command on all of them with --distributed auto"
-        )
+    require(
+        jax.process_count() == place()[1],
+        f"this machine is one of {jax.process_count()} that compute together: "
+        "start the same command on all of them with --distributed auto",
+    )
 
 
 def _slurm_step(env: Mapping[str, str]) -> bool:
@@ -193,11 +194,11 @@ def _require_launcher(env: Mapping[str, str]) -> None:
         found = (
             found if importlib.util.find_spec("kubernetes") else "Kubernetes without the package kubernetes (jax[k8s])"
         )
-    if found:
-        raise ValueError(
-            f"--distributed auto looks for SLURM, Open MPI, Kubernetes or a TPU pod and found {found}: use "
-            "--distributed manual --coordinator HOST:PORT --num-processes N --process-id I, or none"
-        )
+    require(
+        not found,
+        f"--distributed auto looks for SLURM, Open MPI, Kubernetes or a TPU pod and found {found}: use "
+        "--distributed manual --coordinator HOST:PORT --num-processes N --process-id I, or none",
+    )
 
 
 def local_devices(env: Mapping[str, str]) -> list[int] | None:
@@ -230,11 +231,11 @@ def local_devices(env: Mapping[str, str]) -> list[int] | None:
         return None
     if bound or gpus < tasks:  # the launcher shows each task its own GPUs only
         return list(range(gpus))
-    if gpus % tasks:
-        raise ValueError(
-            f"{gpus} GPUs can not be shared out evenly among {tasks} processes of this machine: start another "
-            "number of them, or set JAX_LOCAL_DEVICE_IDS for each"
-        )
+    require(
+        gpus % tasks == 0,
+        f"{gpus} GPUs can not be shared out evenly among {tasks} processes of this machine: start another "
+        "number of them, or set JAX_LOCAL_DEVICE_IDS for each",
+    )
     share = gpus // tasks
     return list(range(int(index) * share, (int(index) + 1) * share))
 

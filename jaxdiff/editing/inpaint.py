@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdiff import samplers
-from jaxdiff.editing.shared import Mask, Result, Sigmas, as_array, check_grid, check_key, fold_in, known_part
-from jaxdiff.typing import Cond, Denoiser, Keys, Sampler
+from jaxdiff.editing.shared import Mask, Result, Sigmas, as_array, check_grid, check_key, known_part
+from jaxdiff.keys import fold_in
+from jaxdiff.typing import Cond, Denoiser, Keys, Sampler, require
 
 __all__ = ["repaint", "repaint_schedule", "replacement"]
 
@@ -148,10 +149,11 @@ def repaint_schedule(n: int, *, jump_length: int = 10, resamplings: int = 10) ->
     Reference: Lugmayr et al. 2022, appendix, arXiv:2201.09865.
     """
     for name, value in (("n", n), ("jump_length", jump_length), ("resamplings", resamplings)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
-    if resamplings > 1 and jump_length >= n:
-        raise ValueError(f"jump_length={jump_length} does not fit a grid of {n} steps: use less than {n}.")
+        require(value >= 1, f"{name}={value} must be at least 1.")
+    require(
+        resamplings <= 1 or jump_length < n,
+        f"jump_length={jump_length} does not fit a grid of {n} steps: use less than {n}.",
+    )
     jumps = {n - 1 - t: resamplings - 1 for t in range(0, n - jump_length, jump_length)}
     level, order = 0, [0]
     while level < n:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from jaxdiff.editing.operators import LinearOperator
 from jaxdiff.editing.shared import Scalar, Sigmas, as_array, check_grid, split_call
 from jaxdiff.pytrees import bind, number
-from jaxdiff.typing import Cond, Denoiser, Estimate, expand_to, replace_x0
+from jaxdiff.typing import Cond, Denoiser, Estimate, expand_to, replace_x0, require
 
 __all__ = ["ddnm", "dps", "dps_normalised", "moment_matching", "pigdm"]
 
@@ -273,8 +273,7 @@ def moment_matching(
     Reference: Boys et al. 2023 (TMPD), arXiv:2310.06721; Rozet et al. 2024 (MMPS), arXiv:2405.13712.
     """
     _check_noise(noise_std)
-    if iterations < 1:
-        raise ValueError(f"iterations={iterations} must be at least 1.")
+    require(iterations >= 1, f"iterations={iterations} must be at least 1.")
 
     return bind(_moment_matching, denoiser, operator, y, number(noise_std), iterations)
 
@@ -342,8 +341,7 @@ def conjugate_gradients(
 def residual_of(operator: LinearOperator, y: Array, pred: Array) -> Array:
     """``y - A pred`` within the range of A, after a check of the shape of ``y``."""
     seen = jax.vmap(operator.forward)(pred)
-    if y.shape != seen.shape:
-        raise ValueError(f"y has shape {y.shape}, but A makes {seen.shape} of x of shape {pred.shape}.")
+    require(y.shape == seen.shape, f"y has shape {y.shape}, but A makes {seen.shape} of x of shape {pred.shape}.")
     return jax.vmap(operator.project)(y.astype(pred.dtype) - seen)
 
 

@@ -9,8 +9,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxdiff import grids, samplers
-from jaxdiff.editing.shared import Result, Scalar, Sigmas, as_array, call, check_grid, check_key, fold_in, positive
-from jaxdiff.typing import Cond, Denoiser, Keys, Sampler, expand_to
+from jaxdiff.editing.shared import Result, Scalar, Sigmas, as_array, call, check_grid, check_key, positive
+from jaxdiff.keys import fold_in
+from jaxdiff.typing import Cond, Denoiser, Keys, Sampler, expand_to, require
 
 __all__ = ["img2img", "interpolate", "invert", "invert_fixed_point", "sdedit", "slerp"]
 
@@ -92,8 +93,10 @@ def img2img(
     """
     n = sigmas.shape[0] - 1
     taken = math.floor(strength * n + 1e-9)
-    if not 0 < strength <= 1 or taken < 1:
-        raise ValueError(f"strength={strength} must lie in (0, 1] and leave at least one of the {n} steps.")
+    require(
+        0 < strength <= 1 and taken >= 1,
+        f"strength={strength} must lie in (0, 1] and leave at least one of the {n} steps.",
+    )
     return sdedit(denoiser, x0, check_grid(sigmas)[n - taken :], key, sampler=sampler, cond=cond)
 
 
@@ -171,8 +174,7 @@ def invert_fixed_point(
 
     Reference: Pan et al. 2023, arXiv:2309.04907; Walker and Ni 2011, doi:10.1137/10078356X.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations={iterations} must be at least 1.")
+    require(iterations >= 1, f"iterations={iterations} must be at least 1.")
     rising = as_array(positive(sigmas, ends_at_zero)[::-1]).astype(x0.dtype)
     axes = tuple(range(1, x0.ndim))
 
@@ -227,8 +229,7 @@ def slerp(
 
     Reference: Shoemake 1985, doi:10.1145/325334.325242; Song et al. 2021, section 5.3, arXiv:2010.02502.
     """
-    if first.shape != second.shape:
-        raise ValueError(f"cannot interpolate between shapes {first.shape} and {second.shape}.")
+    require(first.shape == second.shape, f"cannot interpolate between shapes {first.shape} and {second.shape}.")
     axes = tuple(range(1, first.ndim))
     norms = jnp.sum(jnp.square(first), axis=axes) * jnp.sum(jnp.square(second), axis=axes)
     scale = jnp.where(norms > 0, jax.lax.rsqrt(jnp.where(norms > 0, norms, 1)), 0)
@@ -272,8 +273,7 @@ def interpolate(
 
     Reference: Song et al. 2021, section 5.3, arXiv:2010.02502.
     """
-    if first.shape != second.shape:
-        raise ValueError(f"cannot interpolate between shapes {first.shape} and {second.shape}.")
+    require(first.shape == second.shape, f"cannot interpolate between shapes {first.shape} and {second.shape}.")
     grid = as_array(check_grid(sigmas))
     ends = [invert(denoiser, x, sigmas, sampler=sampler, cond=cond, ends_at_zero=ends_at_zero) for x in (first, second)]
     states = jax.vmap(lambda weight: slerp(ends[0], ends[1], weight))(jnp.asarray(weights, first.dtype))

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxdiff.editing.shared import Mask, Scalar
+from jaxdiff.typing import require
 
 __all__ = [
     "LinearOperator",
@@ -153,10 +154,14 @@ def blur(
     [4, 1, 2, 3]
     """
     shape, rank = tuple(shape), kernel.ndim
-    if not 1 <= rank <= len(shape) or any(k > n for k, n in zip(kernel.shape, shape, strict=False)):
-        raise ValueError(f"a kernel of shape {kernel.shape} does not fit examples of shape {shape}.")
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold={threshold} must lie in [0, 1): it is a share of the largest singular value.")
+    require(
+        1 <= rank <= len(shape) and all(k <= n for k, n in zip(kernel.shape, shape, strict=False)),
+        f"a kernel of shape {kernel.shape} does not fit examples of shape {shape}.",
+    )
+    require(
+        0 <= threshold < 1,
+        f"threshold={threshold} must lie in [0, 1): it is a share of the largest singular value.",
+    )
     axes, sizes = tuple(range(rank)), shape[:rank]
     padded = jnp.pad(jnp.asarray(kernel), [(0, n - k) for k, n in zip(kernel.shape, sizes, strict=True)])
     transfer = jnp.fft.rfftn(jnp.roll(padded, [-(k // 2) for k in kernel.shape], axes), axes=axes)
@@ -192,8 +197,7 @@ def gaussian_kernel(size: int, std: float, axes: int = 2) -> Float[np.ndarray, "
     >>> [round(float(v), 3) for v in gaussian_kernel(3, 1.0, axes=1)]
     [0.274, 0.452, 0.274]
     """
-    if size < 1 or axes < 1 or not std > 0:
-        raise ValueError(f"size={size}, std={std} and axes={axes} must be positive.")
+    require(size >= 1 and axes >= 1 and std > 0, f"size={size}, std={std} and axes={axes} must be positive.")
     row = np.exp(-0.5 * ((np.arange(size) - size // 2) / std) ** 2)
     kernel = row
     for _ in range(axes - 1):
@@ -219,8 +223,10 @@ def super_resolution(shape: Sequence[int], factor: int, *, axes: Sequence[int] =
     [2.0, 6.0]
     """
     shape, pooled = tuple(shape), sorted(axis % len(shape) for axis in axes)
-    if factor < 1 or any(shape[axis] % factor for axis in pooled):
-        raise ValueError(f"factor={factor} must be at least 1 and divide axes {pooled} of {shape}.")
+    require(
+        factor >= 1 and all(shape[axis] % factor == 0 for axis in pooled),
+        f"factor={factor} must be at least 1 and divide axes {pooled} of {shape}.",
+    )
     split: list[int] = []
     means: list[int] = []
     for axis, size in enumerate(shape):
@@ -256,12 +262,13 @@ def colourisation(channels: int = 3, weights: Sequence[float] | Float[Array, " c
     [[2.0]]
     """
     row = jnp.full((channels,), 1 / channels) if weights is None else jnp.asarray(weights)
-    if row.shape != (channels,):
-        raise ValueError(f"weights has shape {row.shape}: give one per channel, shape ({channels},).")
+    require(row.shape == (channels,), f"weights has shape {row.shape}: give one per channel, shape ({channels},).")
 
     def forward(x: Array) -> Array:
-        if x.shape[-1:] != (channels,):
-            raise ValueError(f"colourisation got an example of shape {x.shape}: its last axis must be {channels}.")
+        require(
+            x.shape[-1:] == (channels,),
+            f"colourisation got an example of shape {x.shape}: its last axis must be {channels}.",
+        )
         return (x @ row.astype(x.dtype))[..., None]
 
     def adjoint(y: Array) -> Array:
@@ -295,17 +302,17 @@ def compressed_sensing(
     """
     shape = tuple(shape)
     size = math.prod(shape)
-    if kind not in ("hadamard", "orthonormal"):
-        raise ValueError(f"kind={kind!r} is not known: use 'hadamard' or 'orthonormal'.")
-    if not 1 <= measurements <= size:
-        raise ValueError(f"measurements={measurements} must be from 1 to the size {size} of an example.")
+    require(kind in ("hadamard", "orthonormal"), f"kind={kind!r} is not known: use 'hadamard' or 'orthonormal'.")
+    require(1 <= measurements <= size, f"measurements={measurements} must be from 1 to the size {size} of an example.")
     first, second = jax.random.split(key)
     if kind == "orthonormal":
         rotation, _ = jnp.linalg.qr(jax.random.normal(first, (size, measurements)))
         operator = from_matrix(rotation.T, shape)
         return LinearOperator(operator.forward, operator.adjoint, _multiple(1.0))
-    if size & (size - 1):
-        raise ValueError(f"examples of shape {shape} have {size} entries, not a power of two: use kind='orthonormal'.")
+    require(
+        size & (size - 1) == 0,
+        f"examples of shape {shape} have {size} entries, not a power of two: use kind='orthonormal'.",
+    )
     signs = jax.random.rademacher(first, (size,), jnp.float32)
     rows = jax.random.choice(second, size, (measurements,), replace=False)
 
@@ -340,8 +347,10 @@ def from_matrix(
     """
     dense = jnp.asarray(matrix)
     shape = (dense.shape[1],) if shape is None else tuple(shape)
-    if math.prod(shape) != dense.shape[1]:
-        raise ValueError(f"a matrix of shape {dense.shape} does not fit examples of shape {shape}.")
+    require(
+        math.prod(shape) == dense.shape[1],
+        f"a matrix of shape {dense.shape} does not fit examples of shape {shape}.",
+    )
     left, singular, _ = jnp.linalg.svd(dense, full_matrices=False)
     s2 = jnp.square(singular)
 
@@ -376,5 +385,7 @@ def _hadamard(x: Array) -> Array:
 
 
 def _check_shape(name: str, x: Array, shape: tuple[int, ...]) -> None:
-    if x.shape != shape:
-        raise ValueError(f"{name} got an example of shape {x.shape}: it was built for {shape} (use vmap for batches).")
+    require(
+        x.shape == shape,
+        f"{name} got an example of shape {x.shape}: it was built for {shape} (use vmap for batches).",
+    )

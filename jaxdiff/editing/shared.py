@@ -1,4 +1,4 @@
-"""What the editing functions share: checks before tracing, one call of the denoiser, keys of single steps."""
+"""What the editing functions share: checks before tracing, one call of the denoiser."""
 
 from typing import Any, TypeAlias
 
@@ -8,7 +8,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxdiff.typing import Cond, Denoiser, Keys, x0_of
+from jaxdiff.keys import check_alone, check_typed, given
+from jaxdiff.typing import Cond, Denoiser, Keys, require, x0_of
 
 __all__ = [
     "Mask",
@@ -19,7 +20,6 @@ __all__ = [
     "call",
     "check_grid",
     "check_key",
-    "fold_in",
     "known_part",
     "positive",
     "split_call",
@@ -47,8 +47,7 @@ def split_call(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond) -> tuple[
     """The estimate of x0, and all that the denoiser returned, for :func:`jaxdiff.typing.replace_x0`."""
     out = denoiser(x, sigma) if cond is None else denoiser(x, sigma, cond)
     x0 = x0_of(out)
-    if x0.shape != x.shape:
-        raise ValueError(f"the denoiser returned shape {x0.shape} for x of shape {x.shape}: it must return x0.")
+    require(x0.shape == x.shape, f"the denoiser returned shape {x0.shape} for x of shape {x.shape}: it must return x0.")
     return x0.astype(x.dtype), out
 
 
@@ -64,8 +63,10 @@ def check_grid(sigmas: Array | np.ndarray) -> Array | np.ndarray:
     Raises:
         ValueError: for another shape, or known values that do not strictly decrease from above 0.
     """
-    if sigmas.ndim != 1 or sigmas.shape[0] < 2:
-        raise ValueError(f"sigmas has shape {sigmas.shape}: give one row of n + 1 >= 2 noise levels.")
+    require(
+        sigmas.ndim == 1 and sigmas.shape[0] >= 2,
+        f"sigmas has shape {sigmas.shape}: give one row of n + 1 >= 2 noise levels.",
+    )
     if not isinstance(sigmas, Tracer):
         known = np.asarray(sigmas)
         if not (np.isfinite(known).all() and known[-1] >= 0 and (np.diff(known) < 0).all()):
@@ -122,25 +123,12 @@ def check_key(key: Keys | None, x: Array, method: str) -> Keys:
     Raises:
         ValueError: for a missing key, a raw one, or a number of keys other than the batch.
     """
-    if key is None:
-        raise ValueError(f"{method} draws noise and needs a key: pass jax.random.key(seed), or one key per sample.")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"{method} got a raw key of dtype {key.dtype}: make it with jax.random.key(seed).")
+    key = given(key, method)
+    check_typed(key, method)
     if key.shape not in ((), x.shape[:1]):
         raise ValueError(f"{method} got keys of shape {key.shape} for a batch of {x.shape[0]}: one per sample.")
-    if key.ndim and str(jax.random.key_impl(key)) != "threefry2x32":
-        raise ValueError(
-            f"a batch of {jax.random.key_impl(key)} keys would not make sample i depend on key i alone: "
-            "use jax.random.key(seed, impl='threefry2x32')."
-        )
+    check_alone(key)
     return key
-
-
-def fold_in(key: Keys, index: Array | int) -> Keys:
-    """``jax.random.fold_in`` for one key, or for each of a batch."""
-    if key.ndim == 0:
-        return jax.random.fold_in(key, index)
-    return jax.vmap(jax.random.fold_in, (0, None))(key, index)
 
 
 def known_part(known: Array, mask: Mask, x: Array) -> tuple[Array, Array]:
@@ -157,9 +145,7 @@ def known_part(known: Array, mask: Mask, x: Array) -> tuple[Array, Array]:
     Raises:
         ValueError: for other shapes.
     """
-    if known.shape != x.shape:
-        raise ValueError(f"known has shape {known.shape} for x of shape {x.shape}: they must be the same.")
-    if mask.shape not in (x.shape, x.shape[1:]):
-        raise ValueError(f"mask has shape {mask.shape}: use {x.shape} or {x.shape[1:]}.")
+    require(known.shape == x.shape, f"known has shape {known.shape} for x of shape {x.shape}: they must be the same.")
+    require(mask.shape in (x.shape, x.shape[1:]), f"mask has shape {mask.shape}: use {x.shape} or {x.shape[1:]}.")
     fixed = jnp.broadcast_to(jnp.asarray(mask, bool).reshape((-1, *x.shape[1:])), x.shape)
     return jnp.where(fixed, known, 0).astype(x.dtype), fixed

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.ema.profiles import std_to_gamma
-from jaxdiff.typing import Params
+from jaxdiff.typing import Params, require
 
 __all__ = [
     "combine",
@@ -70,14 +70,16 @@ def _weights(steps: np.ndarray, times: np.ndarray, gammas: np.ndarray) -> np.nda
 
 
 def _check(times: np.ndarray, gammas: np.ndarray, discrete: bool) -> None:
-    if times.shape != gammas.shape or times.ndim != 1:
-        raise ValueError(f"One width for each time is needed; got shapes {times.shape} and {gammas.shape}.")
-    if not (times > 0).all():
-        raise ValueError(f"Times of averages must be positive; got {times.tolist()}.")
-    if discrete and not (times == np.round(times)).all():
-        raise ValueError(f"Times are counted in steps, so they must be whole; got {times.tolist()}.")
-    if not (gammas >= 0.0).all():
-        raise ValueError(f"Exponents of averages must be at least 0; got {gammas.tolist()}.")
+    require(
+        times.shape == gammas.shape and times.ndim == 1,
+        f"One width for each time is needed; got shapes {times.shape} and {gammas.shape}.",
+    )
+    require(bool((times > 0).all()), f"Times of averages must be positive; got {times.tolist()}.")
+    require(
+        not discrete or bool((times == np.round(times)).all()),
+        f"Times are counted in steps, so they must be whole; got {times.tolist()}.",
+    )
+    require(bool((gammas >= 0.0).all()), f"Exponents of averages must be at least 0; got {gammas.tolist()}.")
 
 
 def power_inner_products(
@@ -164,10 +166,14 @@ def posthoc_coefficients(
     Reference: Karras et al. 2023, Algorithm 3, arXiv:2312.02696.
     """
     pairs = [(float(t), float(s)) for t, s in zip(times, stds, strict=True)]
-    if len(set(pairs)) < len(pairs) or not pairs:
-        raise ValueError(f"There must be averages to combine, all different; got (time, std) {pairs}.")
-    if time > max(t for t, _ in pairs):
-        raise ValueError(f"Nothing was stored at or after time {time}; the last average is of {max(pairs)[0]}.")
+    require(
+        len(set(pairs)) == len(pairs) > 0,
+        f"There must be averages to combine, all different; got (time, std) {pairs}.",
+    )
+    require(
+        not time > max(t for t, _ in pairs),
+        f"Nothing was stored at or after time {time}; the last average is of {max(pairs)[0]}.",
+    )
     products, right, _ = _system(times, stds, time, std, discrete)
     scale = 1.0 / np.sqrt(np.diag(products))
     x = scale * np.linalg.solve(products * scale[:, None] * scale[None], right * scale)

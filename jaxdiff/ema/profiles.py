@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxdiff.typing import Params
+from jaxdiff.typing import Params, require
 
 __all__ = ["Profile", "constant", "ema_update", "half_life", "power", "power_decay", "std_to_gamma", "warmup"]
 
@@ -23,8 +23,7 @@ Profile: TypeAlias = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def _check_decay(decay: float) -> None:
-    if not 0.0 <= decay < 1.0:
-        raise ValueError(f"The decay of an average must lie in [0, 1); got {decay}. A usual value is 0.9999.")
+    require(0.0 <= decay < 1.0, f"The decay of an average must lie in [0, 1); got {decay}. A usual value is 0.9999.")
 
 
 def constant(decay: float) -> Profile:
@@ -77,8 +76,10 @@ def half_life(images: float, *, batch: int, ramp: float | None = 0.05) -> Profil
 
     Reference: Karras et al. 2022, Appendix F, arXiv:2206.00364.
     """
-    if not (images > 0 and batch >= 1 and (ramp is None or ramp > 0)):
-        raise ValueError(f"half_life needs images > 0, batch >= 1 and ramp > 0 or None; got {images}, {batch}, {ramp}.")
+    require(
+        images > 0 and batch >= 1 and (ramp is None or ramp > 0),
+        f"half_life needs images > 0, batch >= 1 and ramp > 0 or None; got {images}, {batch}, {ramp}.",
+    )
 
     def profile(n: Int[Array, ""]) -> Float[Array, ""]:
         life = jnp.float32(images)
@@ -106,8 +107,7 @@ def std_to_gamma(std: float) -> float:
 
     Reference: Karras et al. 2023, section 3.1, arXiv:2312.02696.
     """
-    if not 0.0 < std <= 0.28:
-        raise ValueError(f"The relative width of a power average must lie in (0, 0.28]; got {std}.")
+    require(0.0 < std <= 0.28, f"The relative width of a power average must lie in (0, 0.28]; got {std}.")
     inverse = std**-2.0
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
     return float(roots[np.abs(roots.imag) < 1e-9].real.max())
@@ -129,8 +129,7 @@ def power_decay(t: float, *, gamma: float, increment: float = 1.0) -> float:
 
     Reference: Karras et al. 2023, section 3.1, arXiv:2312.02696.
     """
-    if not 0.0 < increment <= t:
-        raise ValueError(f"power_decay needs 0 < increment <= t; got t={t}, increment={increment}.")
+    require(0.0 < increment <= t, f"power_decay needs 0 < increment <= t; got t={t}, increment={increment}.")
     return (1.0 - increment / t) ** (gamma + 1.0)
 
 

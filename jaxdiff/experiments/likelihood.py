@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from jaxdiff import data, denoisers, factory, likelihood, schedules, sharding
 from jaxdiff.experiments.common import jit_options, real_examples, replicated
+from jaxdiff.keys import fold_in
 from jaxdiff.sampling import TrainedRun
 from jaxdiff.typing import Cond, Denoiser, Params, require
 
@@ -120,7 +121,7 @@ def _flow(run: TrainedRun, dequantisation: str, *, sigma_min: float, probes: int
         spread = likelihood.truncated_normal_dequantiser(scale * sigma_min)
 
     def measure(denoiser: Denoiser, pixels: Array, keys: Array, cond: Cond) -> dict[str, Array]:
-        noise, probe = (_streams(keys, stream) for stream in (NOISE, DENSITY))
+        noise, probe = (fold_in(keys, stream) for stream in (NOISE, DENSITY))
         # + 0.5: the value that the model knows is the middle of the bin
         x, log_q = likelihood.dequantise(pixels, noise, dequantiser=spread, shift=shift + 0.5, scale=scale)
         found = likelihood.log_likelihood(
@@ -152,7 +153,7 @@ def _discrete(
 
     def measure(denoiser: Denoiser, pixels: Array, keys: Array, cond: Cond) -> dict[str, Array]:
         x0 = run.normalizer.encode(pixels)
-        found = likelihood.variational_bound(denoiser, x0, _streams(keys, BOUND), schedule, cond=cond)
+        found = likelihood.variational_bound(denoiser, x0, fold_in(keys, BOUND), schedule, cond=cond)
         return {"total": found.total, "prior": found.prior, "decoder": found.terms[:, 0]}
 
     start = time.perf_counter()
@@ -193,14 +194,10 @@ def _measure(
         examples = [source[int(i)] for i in rows]
         labels = np.stack([example["label"] for example in examples]) if labelled else None
         pixels = np.stack([np.asarray(example["x"]) for example in examples])
-        keys = _streams(jnp.broadcast_to(jax.random.key(seed), (size,)), jnp.asarray(rows))
+        keys = fold_in(jnp.broadcast_to(jax.random.key(seed), (size,)), jnp.asarray(rows))
         batch = jax.device_put((jnp.asarray(pixels), keys, factory.conditioning(run.model, labels, size)), place)
         parts.append(jax.tree.map(np.asarray, compiled(run.params, *batch)))
     return {name: np.concatenate([part[name] for part in parts])[: len(chosen)] for name in parts[0]}
-
-
-def _streams(keys: Array, index: Array | int) -> Array:
-    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(index), keys.shape))
 
 
 def _moments(run: TrainedRun) -> tuple[np.ndarray, float]:

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from jaxdiff.guidance.evaluations import Level, Output, State
 from jaxdiff.guidance.scales import Scale, choice, weight_of
 from jaxdiff.pytrees import bind
-from jaxdiff.typing import Cond, Denoiser, expand_to, replace_x0, x0_of
+from jaxdiff.typing import Cond, Denoiser, expand_to, replace_x0, require, x0_of
 
 __all__ = ["LogProb", "classifier_guidance"]
 
@@ -53,8 +53,10 @@ def _classified(
 
     def total(x: Array) -> Array:
         values = log_prob(x, sigma, cond)
-        if values.shape != x.shape[:1]:
-            raise ValueError(f"log_prob gave shape {values.shape}: return one value per sample {x.shape[:1]}.")
+        require(
+            values.shape == x.shape[:1],
+            f"log_prob gave shape {values.shape}: return one value per sample {x.shape[:1]}.",
+        )
         return jnp.sum(values)
 
     variance = expand_to(jnp.asarray(sigma, x.dtype) ** 2, x)

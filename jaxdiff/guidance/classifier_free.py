@@ -8,7 +8,7 @@ from jaxtyping import Array
 from jaxdiff.guidance.evaluations import Level, Nulls, Output, State, both, counterpart, mix, safe_sqrt, stacked
 from jaxdiff.guidance.scales import Number, Scale, choice, weight_of
 from jaxdiff.pytrees import bind, number
-from jaxdiff.typing import Cond, Denoiser, expand_to, replace_x0, x0_of
+from jaxdiff.typing import Cond, Denoiser, expand_to, replace_x0, require, x0_of
 
 __all__ = ["cfg_rescale", "classifier_free", "negative"]
 
@@ -82,8 +82,7 @@ def cfg_rescale(denoiser: Denoiser, scale: Scale, null_cond: Nulls, phi: float =
 
     Reference: Lin et al. 2024, equations 15 and 16, arXiv:2305.08891.
     """
-    if not 0 <= phi <= 1:
-        raise ValueError(f"phi={phi} must lie in [0, 1]: 0.7 is the paper's value.")
+    require(0 <= phi <= 1, f"phi={phi} must lie in [0, 1]: 0.7 is the paper's value.")
 
     return bind(_rescaled, denoiser, number(scale), null_cond, number(phi))
 

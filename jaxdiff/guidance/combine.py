@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from jaxdiff.guidance.evaluations import Level, Nulls, Output, State, mix, rows, select, stacked
 from jaxdiff.guidance.scales import Number, Scale, check_interval, weight_of
 from jaxdiff.pytrees import bind, number
-from jaxdiff.typing import Cond, Denoiser, Estimate, PairDenoiser, expand_to, replace_x0, x0_of
+from jaxdiff.typing import Cond, Denoiser, Estimate, PairDenoiser, expand_to, replace_x0, require, x0_of
 
 __all__ = ["autoguidance", "composed", "inpaint", "interval", "keep_range"]
 
@@ -63,13 +63,15 @@ def composed(
 
     Reference: Liu et al. 2022, arXiv:2206.01714.
     """
-    if not len(conditions) == len(weights) > 0:
-        raise ValueError(f"{len(conditions)} conditions with {len(weights)} weights: give one or more, a weight each.")
+    require(
+        len(conditions) == len(weights) > 0,
+        f"{len(conditions)} conditions with {len(weights)} weights: give one or more, a weight each.",
+    )
     for i, condition in enumerate(conditions):
-        if set(condition) != set(null_cond):
-            raise ValueError(
-                f"conditions[{i}] has {sorted(condition)} but null_cond has {sorted(null_cond)}: give each its value."
-            )
+        require(
+            set(condition) == set(null_cond),
+            f"conditions[{i}] has {sorted(condition)} but null_cond has {sorted(null_cond)}: give each its value.",
+        )
 
     scales = weights if isinstance(weights, Array) else tuple(number(weight) for weight in weights)
     return bind(_composed, denoiser, tuple(conditions), scales, null_cond)
@@ -85,8 +87,7 @@ def _composed(
     cond: Cond = None,
 ) -> Output:
     twice = sorted(set(cond or {}) & set(null_cond))
-    if twice:
-        raise ValueError(f"cond has {twice}, which composed takes from its conditions: leave it out of cond.")
+    require(not twice, f"cond has {twice}, which composed takes from its conditions: leave it out of cond.")
     alternatives = [{**(cond or {}), **values} for values in _rows_of(x, conditions, null_cond)]
     plain, *steered = stacked(denoiser, x, sigma, alternatives)
     shares = [weight_of(weight, sigma, x) for weight in weights]
@@ -148,8 +149,10 @@ def inpaint(denoiser: Denoiser, known: Float[Array, "b ..."], mask: Array) -> De
 
     Reference: Song et al. 2021, appendix I.2, arXiv:2011.13456.
     """
-    if mask.shape not in (known.shape, known.shape[1:]):
-        raise ValueError(f"mask has shape {mask.shape}: use {known.shape} or {known.shape[1:]}.")
+    require(
+        mask.shape in (known.shape, known.shape[1:]),
+        f"mask has shape {mask.shape}: use {known.shape} or {known.shape[1:]}.",
+    )
     fixed = jnp.broadcast_to(jnp.asarray(mask, bool).reshape((-1, *known.shape[1:])), known.shape)
 
     return bind(_constrained, denoiser, known, fixed)

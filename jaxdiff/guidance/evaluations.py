@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdiff.typing import Cond, Denoiser, Estimate, replace_x0, x0_of
+from jaxdiff.typing import Cond, Denoiser, Estimate, replace_x0, require, x0_of
 
 __all__ = [
     "Level",
@@ -78,8 +78,10 @@ def counterpart(
     """
     if not cond:
         raise ValueError(f"guidance needs cond with {sorted(other)}: pass it to the sampler.")
-    if set(cond) != set(other):
-        raise ValueError(f"cond has {sorted(cond)} but {called} has {sorted(other)}: give each input its value there.")
+    require(
+        set(cond) == set(other),
+        f"cond has {sorted(cond)} but {called} has {sorted(other)}: give each input its value there.",
+    )
     values = {}
     for name, value in cond.items():
         wanted = jnp.asarray(other[name], value.dtype)
@@ -100,8 +102,7 @@ def rows(x: Array, name: str, value: Array, example: tuple[int, ...]) -> Array:
         ValueError: for another shape.
     """
     full = (x.shape[0], *example)
-    if value.shape not in (example, full):
-        raise ValueError(f"condition {name!r} has shape {value.shape}: use {example} or {full}.")
+    require(value.shape in (example, full), f"condition {name!r} has shape {value.shape}: use {example} or {full}.")
     return jnp.broadcast_to(value, full)
 
 

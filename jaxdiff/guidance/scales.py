@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdiff.pytrees import Static, bind, constant, number
-from jaxdiff.typing import expand_to
+from jaxdiff.typing import expand_to, require
 
 __all__ = [
     "Number",
@@ -38,8 +38,10 @@ def weight_of(scale: Scale, sigma: Array, x: Array) -> Array:
         ValueError: for a shape other than () and (batch,).
     """
     weight = jnp.asarray(scale(sigma) if callable(scale) else scale, x.dtype)
-    if weight.shape not in ((), x.shape[:1]):
-        raise ValueError(f"scale has shape {weight.shape}: use a number, or one per sample {x.shape[:1]}.")
+    require(
+        weight.shape in ((), x.shape[:1]),
+        f"scale has shape {weight.shape}: use a number, or one per sample {x.shape[:1]}.",
+    )
     return expand_to(weight, x)
 
 
@@ -50,8 +52,7 @@ def choice(scale: Scale) -> Any:
 
 def check_interval(lo: float, hi: float) -> None:
     """Refuse an empty interval."""
-    if not lo < hi:
-        raise ValueError(f"the interval ({lo}, {hi}] is empty: lo must be below hi.")
+    require(lo < hi, f"the interval ({lo}, {hi}] is empty: lo must be below hi.")
 
 
 def interval_scale(scale: Scale, lo: float, hi: float) -> Callable[[Array], Array]:
@@ -148,8 +149,7 @@ def power_cosine_scale(scale: Number, time: Callable[[Array], Array], power: flo
 
     Reference: Gao et al. 2023, MDT, arXiv:2303.14389; Hatamizadeh et al. 2024, DiffiT, arXiv:2312.02139.
     """
-    if not power > 0:
-        raise ValueError(f"power={power} must be positive: 4 is the published value.")
+    require(power > 0, f"power={power} must be positive: 4 is the published value.")
     return bind(_grown, number(scale), _time_of(time), bind(_power_cosine, Static(power)), None)
 
 
@@ -181,8 +181,7 @@ def beta_scale(
 
     Reference: Malarz et al. 2025, beta-CFG, arXiv:2502.10574.
     """
-    if not (a >= 1 and b >= 1):
-        raise ValueError(f"a={a} and b={b} must be at least 1: 2 and 2 give a symmetric hump.")
+    require(a >= 1 and b >= 1, f"a={a} and b={b} must be at least 1: 2 and 2 give a symmetric hump.")
     top = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b))
     return bind(_grown, number(scale), _time_of(time), bind(_beta_density, top, Static(a), Static(b)), None)
 

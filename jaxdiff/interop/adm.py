@@ -32,6 +32,7 @@ import numpy as np
 from jaxdiff.interop.weights import Entry, WeightsError, conv, linear, linear_of_conv, reordered, same
 from jaxdiff.networks.adm import ADM, ADMConfig
 from jaxdiff.networks.inputs import Inputs
+from jaxdiff.pytrees import by_path
 from jaxdiff.typing import Params
 
 __all__ = ["entries", "module_from"]
@@ -161,8 +162,7 @@ def entries(module: ADM, shapes: Params, *, new_order: bool = False) -> dict[str
     """
     if module.inputs.augment:
         raise WeightsError("guided-diffusion has no augmentation labels; build the network with augment=0")
-    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    flat = by_path(shapes)
     found = _layer("stem", "input_blocks.0.0") | _layer("head", "out.2") | _norm("head_norm", "out.0")
     found |= _layer("embed_in", "time_embed.0", linear) | _layer("embed_out", "time_embed.2", linear)
     if module.inputs.num_classes:

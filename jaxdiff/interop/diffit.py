@@ -22,7 +22,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,7 +30,8 @@ from jaxdiff.networks.blocks.tmsa import relative_bias
 from jaxdiff.networks.diffit import DiffiT, DiffiTConfig
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.layers.embeddings import grid_positions
-from jaxdiff.typing import Params
+from jaxdiff.pytrees import by_path
+from jaxdiff.typing import Params, require
 
 __all__ = ["IGNORED", "entries", "frozen_tensors", "latent_size", "module_from"]
 
@@ -82,11 +82,11 @@ def entries(module: DiffiT, shapes: Params) -> dict[str, Entry]:
     Raises:
         ValueError: ``module.config.scan``.
     """
-    if module.config.scan:
-        raise ValueError("weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)")
-    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    found = ((path, _entry(path, module.config.patch)) for path in paths)
+    require(
+        not module.config.scan,
+        "weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)",
+    )
+    found = ((path, _entry(path, module.config.patch)) for path in by_path(shapes))
     return {path: entry for path, entry in found if entry is not None}
 
 

@@ -28,7 +28,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import jax
 import numpy as np
 
 from jaxdiff.interop.diffusers_config import config_of, module_from_config
@@ -49,6 +48,7 @@ from jaxdiff.networks.adapters import param_shapes
 from jaxdiff.networks.unet2d import UNet2D
 from jaxdiff.networks.unet2d_condition import UNet2DCondition
 from jaxdiff.networks.vae import AutoencoderKL
+from jaxdiff.pytrees import by_path
 from jaxdiff.typing import Params
 
 __all__ = [
@@ -125,8 +125,7 @@ def entries(module: Network, shapes: Params) -> dict[str, Entry]:
     if crossed and not module.config.linear_projection:
         as_conv |= {"proj_in", "proj_out"}
     found = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    for path, leaf in by_path(shapes).items():
         *outer, layer, kind = path.split("/")
         read: Callable[[str], Entry] = same
         if kind == "kernel":

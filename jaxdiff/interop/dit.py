@@ -25,14 +25,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, patches, same
 from jaxdiff.networks.dit import SIZES, DiT, DiTConfig
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.layers.embeddings import grid_positions
-from jaxdiff.typing import Params
+from jaxdiff.pytrees import by_path
+from jaxdiff.typing import Params, require
 
 __all__ = ["IGNORED", "Layout", "entries", "frozen_tensors", "layout_of", "module_from"]
 
@@ -83,8 +83,7 @@ def _copies(entry: Entry, names: Sequence[str]) -> Entry:
     """One parameter that the state dict holds several times, always equal."""
 
     def read(tensors: Sequence[np.ndarray]) -> np.ndarray:
-        if any(not np.array_equal(tensors[0], t) for t in tensors[1:]):
-            raise ValueError("copies of one parameter differ")
+        require(all(np.array_equal(tensors[0], t) for t in tensors[1:]), "copies of one parameter differ")
         return entry.read(tensors[:1])
 
     return Entry(tuple(names), read, lambda p: list(entry.write(p)) * len(names))
@@ -119,11 +118,11 @@ def entries(module: DiT, shapes: Params, *, layout: Layout = "dit") -> dict[str,
     Raises:
         ValueError: ``module.config.scan``.
     """
-    if module.config.scan:
-        raise ValueError("weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)")
-    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    found = ((path, _entry(path, module, layout)) for path in paths)
+    require(
+        not module.config.scan,
+        "weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)",
+    )
+    found = ((path, _entry(path, module, layout)) for path in by_path(shapes))
     return {path: entry for path, entry in found if entry is not None}
 
 

@@ -36,6 +36,7 @@ from jaxdiff.networks.adm import ADM, ADMConfig
 from jaxdiff.networks.ddpmpp import DDPMpp, DDPMppConfig
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.layers.resample import BOX, FIR
+from jaxdiff.pytrees import by_path
 from jaxdiff.typing import Params
 
 __all__ = ["FIXED", "entries", "fixed_tensors", "module_from", "prefix_of", "resolution_of"]
@@ -180,8 +181,7 @@ def entries(module: DDPMpp | ADM, shapes: Params, *, resolution: int, prefix: st
         WeightsError: the network has a part that EDM's networks do not have.
     """
     _check(module)
-    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    flat = by_path(shapes)
     song, size = isinstance(module, DDPMpp), f"{resolution}x{resolution}"
     ends = (f"dec.{size}_aux_norm", f"dec.{size}_aux_conv") if song else ("out_norm", "out_conv")
     found = {

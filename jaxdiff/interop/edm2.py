@@ -23,12 +23,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, Tensors, WeightsError, conv, linear, linear_of_conv, reordered, same
 from jaxdiff.networks.edm2 import EDM2, EDM2Config, Uncertainty
 from jaxdiff.networks.inputs import Inputs
+from jaxdiff.pytrees import by_path
 from jaxdiff.typing import Params
 
 __all__ = ["entries", "module_from", "resolution_from", "uncertainty_from"]
@@ -95,8 +95,7 @@ def entries(module: EDM2 | Uncertainty, shapes: Params, *, resolution: int = 64)
     }
     if not module.inputs.num_classes:
         del table["label/mp_kernel"]
-    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for name, leaf in by_path(shapes).items():
         if name in table:
             continue
         block, layer = name.split("/", 1)

@@ -23,13 +23,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, Tensors, WeightsError, linear, same
 from jaxdiff.networks.blocks.grid_attention import rotary_frequencies
 from jaxdiff.networks.hdit import HDiT, Level, from_levels
 from jaxdiff.networks.inputs import Inputs
+from jaxdiff.pytrees import by_path
 from jaxdiff.typing import Params
 
 __all__ = ["buffers", "entries", "module_from"]
@@ -110,9 +110,7 @@ def entries(module: HDiT, shapes: Params) -> dict[str, Entry]:
     Returns:
         For ``import_params`` and ``export_params``.
     """
-    paths = jax.tree_util.tree_leaves_with_path(shapes)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-    return {name: _entry(name, leaf.shape) for name, (_, leaf) in zip(names, paths, strict=True)}
+    return {path: _entry(path, leaf.shape) for path, leaf in by_path(shapes).items()}
 
 
 def _entry(path: str, shape: tuple[int, ...]) -> Entry:

@@ -22,7 +22,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, Tensors, WeightsError, conv, linear, linear_of_conv, reordered, same
@@ -30,6 +29,7 @@ from jaxdiff.networks.blocks.lucidrains_unet import fixed_frequencies
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.unet import Unet, UnetConfig
 from jaxdiff.networks.unet1d import Unet1D, Unet1DConfig
+from jaxdiff.pytrees import by_path
 from jaxdiff.typing import Params
 
 __all__ = ["buffers", "entries", "module_from", "network_of"]
@@ -92,9 +92,7 @@ def entries(module: Unet | Unet1D, shapes: Params) -> dict[str, Entry]:
     Returns:
         For ``import_params`` and ``export_params``.
     """
-    paths = jax.tree_util.tree_leaves_with_path(shapes)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-    return {name: _entry(module, name, tuple(leaf.shape)) for name, (_, leaf) in zip(names, paths, strict=True)}
+    return {path: _entry(module, path, tuple(leaf.shape)) for path, leaf in by_path(shapes).items()}
 
 
 def _entry(module: Unet | Unet1D, path: str, shape: tuple[int, ...]) -> Entry:

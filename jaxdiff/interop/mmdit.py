@@ -26,13 +26,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, patches, reordered, same
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.mmdit import MMDiT, MMDiTConfig, centred_positions
-from jaxdiff.typing import Params
+from jaxdiff.pytrees import by_path
+from jaxdiff.typing import Params, require
 
 __all__ = ["IGNORED", "entries", "frozen_tensors", "module_from"]
 
@@ -82,11 +82,11 @@ def entries(module: MMDiT, shapes: Params) -> dict[str, Entry]:
     Raises:
         ValueError: ``module.config.scan``.
     """
-    if module.config.scan:
-        raise ValueError("weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)")
-    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    return {path: _entry(path, module) for path in paths}
+    require(
+        not module.config.scan,
+        "weights are read into separate blocks; use scan=False, then depth.stack_blocks(params)",
+    )
+    return {path: _entry(path, module) for path in by_path(shapes)}
 
 
 def _entry(path: str, module: MMDiT) -> Entry:

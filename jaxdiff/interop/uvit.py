@@ -24,12 +24,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxdiff.interop.weights import Entry, WeightsError, conv, linear, patches, same
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.uvit import UViT, UViTConfig
+from jaxdiff.pytrees import by_path
 from jaxdiff.typing import Params
 
 __all__ = ["IGNORED", "entries", "module_from"]
@@ -72,9 +72,7 @@ def entries(module: UViT, shapes: Params) -> dict[str, Entry]:
     Returns:
         Path -> entry; a parameter that published networks do not have has none.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    found = ((path, _entry(path.split("/"), module)) for path in paths)
+    found = ((path, _entry(path.split("/"), module)) for path in by_path(shapes))
     return {path: entry for path, entry in found if entry is not None}
 
 

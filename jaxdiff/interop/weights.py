@@ -3,11 +3,12 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import numpy as np
 
+from jaxdiff.pytrees import by_path
 from jaxdiff.typing import Params
 
 __all__ = [
@@ -119,11 +120,6 @@ def reordered(entry: Entry, order: Sequence[int] | np.ndarray, *, axis: int = -1
     )
 
 
-def _flat(tree: Params) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def _listed(title: str, names: Sequence[str]) -> str:
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return f"{len(names)} {title}: {shown}"
@@ -146,7 +142,7 @@ def import_params(
     Raises:
         WeightsError: a parameter without an entry, a tensor that is missing, unknown or of another shape: all named.
     """
-    wanted = _flat(shapes)
+    wanted = by_path(shapes)
     used = {name for entry in entries.values() for name in entry.names}
     left = [name for name in tensors if name not in used and not any(re.fullmatch(p, name) for p in ignore)]
     problems = [
@@ -192,7 +188,7 @@ def export_params(params: Params, entries: Mapping[str, Entry]) -> dict[str, np.
     Raises:
         WeightsError: parameters and entries are not about the same paths.
     """
-    flat = _flat(params)
+    flat = by_path(params)
     different = sorted(set(flat) ^ set(entries))
     if different:
         raise WeightsError("cannot export: " + _listed("parameters without an entry or the reverse", different))

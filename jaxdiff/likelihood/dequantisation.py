@@ -10,7 +10,7 @@ from jax import lax
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float, Key, UInt8
 
-from jaxdiff.likelihood.keys import per_sample, streams
+from jaxdiff.keys import fold_in, per_sample
 from jaxdiff.typing import Keys, require
 
 __all__ = [
@@ -186,9 +186,9 @@ def dequantised_bound(
     keys = per_sample(key, pixels.shape[0], "dequantisation")
 
     def draw(index: Array) -> Array:
-        here = streams(keys, index)
-        x, log_q = dequantise(pixels, streams(here, NOISE), dequantiser=dequantiser, shift=shift, scale=scale)
-        return log_density(x, streams(here, DENSITY)) - log_q
+        here = fold_in(keys, index)
+        x, log_q = dequantise(pixels, fold_in(here, NOISE), dequantiser=dequantiser, shift=shift, scale=scale)
+        return log_density(x, fold_in(here, DENSITY)) - log_q
 
     values = lax.map(draw, jnp.arange(num_samples))
     if importance_weighted:

@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float64, Int
 
+from jaxdiff.keys import fold_in, per_sample
 from jaxdiff.likelihood.gaussian import CDFS, discretised_gaussian_log_likelihood, normal_kl
-from jaxdiff.likelihood.keys import per_sample, streams
 from jaxdiff.schedules.discrete import DiscreteSchedule
 from jaxdiff.typing import Cond, Denoiser, Keys, expand_to, require
 
@@ -257,7 +257,7 @@ def variational_bound(
 
     def noised(step: Array) -> tuple[Array, str | Array]:
         sigma = jnp.asarray(tables.sigma, x0.dtype)[step - 1]
-        eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(streams(keys, step))
+        eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(fold_in(keys, step))
         x = x0 + sigma * eps
         return denoiser(x, sigma, cond), variance if isinstance(variance, str) else variance(x, sigma, cond)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdiff.likelihood.keys import per_sample
+from jaxdiff.keys import per_sample
 from jaxdiff.typing import Cond, Denoiser, Keys, require
 
 __all__ = ["LogLikelihood", "log_likelihood"]

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
+from jaxdiff.typing import require
+
 __all__ = ["Agreement", "Classifier", "agreement", "fit_classifier", "fit_digits_classifier", "predict"]
 
 AnyArray: TypeAlias = np.ndarray | jax.Array
@@ -65,13 +67,10 @@ def fit_classifier(
     from sklearn.svm import SVC
 
     rows, wanted = _rows(images), np.asarray(labels)
-    if len(rows) != len(wanted):
-        raise ValueError(f"images and labels must have one length, got {len(rows)} and {len(wanted)}")
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out must be in (0, 1), got {held_out}")
+    require(len(rows) == len(wanted), f"images and labels must have one length, got {len(rows)} and {len(wanted)}")
+    require(0 < held_out < 1, f"held_out must be in (0, 1), got {held_out}")
     width = 4.1 / rows.shape[1] if gamma is None else gamma
-    if not (width > 0 and cost > 0):
-        raise ValueError(f"gamma and cost must be positive, got {width} and {cost}")
+    require(width > 0 and cost > 0, f"gamma and cost must be positive, got {width} and {cost}")
     fit_rows, test_rows, fit_labels, test_labels = train_test_split(
         rows, wanted, test_size=held_out, stratify=wanted, random_state=seed
     )
@@ -112,8 +111,10 @@ def predict(classifier: Classifier, images: Shaped[AnyArray, "n ..."]) -> Int64[
     Raises:
         ValueError: images of another shape than those fitted, or values that are not finite.
     """
-    if tuple(np.shape(images)[1:]) != classifier.shape:
-        raise ValueError(f"images must have shape (n, {classifier.shape}), got {np.shape(images)}")
+    require(
+        tuple(np.shape(images)[1:]) == classifier.shape,
+        f"images must have shape (n, {classifier.shape}), got {np.shape(images)}",
+    )
     return np.asarray(classifier.model.predict(_rows(images)), np.int64)
 
 
@@ -132,8 +133,10 @@ def agreement(classifier: Classifier, samples: Shaped[AnyArray, "n ..."], labels
         ValueError: no samples, lengths that differ, or as `predict`.
     """
     wanted = np.asarray(labels)
-    if not len(wanted) or len(wanted) != len(samples):
-        raise ValueError(f"samples and labels must have one length above 0, got {len(samples)} and {len(wanted)}")
+    require(
+        len(wanted) == len(samples) > 0,
+        f"samples and labels must have one length above 0, got {len(samples)} and {len(wanted)}",
+    )
     right = predict(classifier, samples) == wanted
     by_label = {int(label): float(right[wanted == label].mean()) for label in np.unique(wanted)}
     return Agreement(float(right.mean()), len(wanted), by_label, classifier.held_out_accuracy)
@@ -143,8 +146,7 @@ def _rows(images: AnyArray) -> Float64[np.ndarray, "n d"]:
     """Images as rows of model space, clipped to [-1, 1]."""
     values = np.asarray(images)
     scaled = values.astype(np.float64) / 127.5 - 1.0 if values.dtype == np.uint8 else values.astype(np.float64)
-    if not np.isfinite(scaled).all():
-        raise ValueError("images must be finite")
+    require(bool(np.isfinite(scaled).all()), "images must be finite")
     if values.dtype != np.uint8 and np.abs(scaled).max(initial=0.0) > 10:
         raise ValueError(f"images must be uint8 or in [-1, 1], got values up to {np.abs(scaled).max():.3g}")
     return scaled.clip(-1.0, 1.0).reshape(len(scaled), -1)

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+from jaxdiff.typing import require
+
 __all__ = ["energy_distance"]
 
 AnyArray: TypeAlias = np.ndarray | jax.Array
@@ -41,12 +43,9 @@ def energy_distance(
     """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     least = 2 if unbiased else 1
-    if min(len(a), len(b)) < least:
-        raise ValueError(f"each set needs at least {least} points, got {len(a)} and {len(b)}")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("points must be finite")
-    if chunk_elements < 1:
-        raise ValueError(f"chunk_elements must be at least 1, got {chunk_elements}")
+    require(min(len(a), len(b)) >= least, f"each set needs at least {least} points, got {len(a)} and {len(b)}")
+    require(bool(np.isfinite(a).all() and np.isfinite(b).all()), "points must be finite")
+    require(chunk_elements >= 1, f"chunk_elements must be at least 1, got {chunk_elements}")
     centre = a.mean(axis=0)  # distances do not change, and the squares below stay small
     a, b = a - centre, b - centre
     spare = 1 if unbiased else 0

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
 
+from jaxdiff.typing import require
+
 __all__ = [
     "FrechetResult",
     "Moments",
@@ -61,8 +63,7 @@ def moments(features: Shaped[AnyArray, "n d"]) -> Moments:
         ValueError: no rows, or values that are not finite.
     """
     rows = np.asarray(features, np.float64)
-    if not len(rows):
-        raise ValueError("moments need at least one row, got none")
+    require(len(rows) > 0, "moments need at least one row, got none")
     if not np.isfinite(rows).all():
         raise ValueError(f"features hold {np.count_nonzero(~np.isfinite(rows))} values that are not finite")
     mean = rows.mean(axis=0)
@@ -88,8 +89,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
     Reference: Chan, Golub and LeVeque 1979, equation 2.1b, Stanford CS-79-773.
     """
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"moments must have one dimension, got {a.mean.size} and {b.mean.size}")
+    require(a.mean.shape == b.mean.shape, f"moments must have one dimension, got {a.mean.size} and {b.mean.size}")
     count = a.count + b.count
     difference = b.mean - a.mean
     mean = a.mean + difference * (b.count / count)
@@ -131,8 +131,7 @@ def covariance(m: Moments) -> Float64[np.ndarray, "d d"]:
     Raises:
         ValueError: fewer than two rows.
     """
-    if m.count < 2:
-        raise ValueError(f"a covariance needs at least 2 rows, got {m.count}")
+    require(m.count >= 2, f"a covariance needs at least 2 rows, got {m.count}")
     return m.scatter / (m.count - 1)
 
 
@@ -172,8 +171,7 @@ def _factor(cov: Float[np.ndarray, "d d"]) -> Float64[np.ndarray, "d r"]:
     """A matrix L with ``L L^T = cov`` and as many columns as cov has positive eigenvalues."""
     cov = np.asarray(cov, np.float64)
     size = np.abs(cov).max(initial=0.0)
-    if np.abs(cov - cov.T).max(initial=0.0) > 1e-6 * size:
-        raise ValueError("a covariance must be symmetric")
+    require(not np.abs(cov - cov.T).max(initial=0.0) > 1e-6 * size, "a covariance must be symmetric")
     values, vectors = np.linalg.eigh(0.5 * (cov + cov.T))
     if values.min(initial=0.0) < -1e-6 * max(values.max(initial=0.0), 0.0) - 1e-300:
         raise ValueError(f"a covariance must not have negative eigenvalues, got {values.min():.3g}")

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+from jaxdiff.typing import require
+
 __all__ = ["high_frequency_energy", "psnr", "sample_diversity"]
 
 AnyArray: TypeAlias = np.ndarray | jax.Array
@@ -29,8 +31,7 @@ def sample_diversity(images: Shaped[AnyArray, "n ..."]) -> float:
         ValueError: fewer than two samples.
     """
     values = np.asarray(images, np.float64)
-    if len(values) < 2:
-        raise ValueError(f"diversity needs at least 2 samples, got {len(values)}")
+    require(len(values) >= 2, f"diversity needs at least 2 samples, got {len(values)}")
     return float(np.sqrt(values.var(axis=0, ddof=1).mean()))
 
 
@@ -53,8 +54,7 @@ def high_frequency_energy(images: Shaped[AnyArray, "n h w c"]) -> float:
     """
     values = np.asarray(images, np.float64)
     count, height, width, _ = values.shape
-    if count < 1 or height * width < 2:
-        raise ValueError(f"images of at least 2 pixels are needed, got shape {values.shape}")
+    require(count >= 1 and height * width >= 2, f"images of at least 2 pixels are needed, got shape {values.shape}")
     power = np.abs(np.fft.fft2(values - values.mean(axis=(1, 2), keepdims=True), axes=(1, 2))) ** 2
     power = power.sum(axis=3)
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
@@ -86,16 +86,17 @@ def psnr(
         ValueError: shapes or types that differ, or integers other than uint8 without ``data_range``.
     """
     a, b = np.asarray(images), np.asarray(reference)
-    if a.shape != b.shape or a.dtype != b.dtype:
-        raise ValueError(
-            f"images and reference must have one shape and type, got {a.shape} {a.dtype} and {b.shape} {b.dtype}"
-        )
+    require(
+        a.shape == b.shape and a.dtype == b.dtype,
+        f"images and reference must have one shape and type, got {a.shape} {a.dtype} and {b.shape} {b.dtype}",
+    )
     if data_range is None:
-        if a.dtype != np.uint8 and not np.issubdtype(a.dtype, np.floating):
-            raise ValueError(f"give data_range for values of type {a.dtype}")
+        require(
+            a.dtype == np.uint8 or np.issubdtype(a.dtype, np.floating),
+            f"give data_range for values of type {a.dtype}",
+        )
         data_range = 255.0 if a.dtype == np.uint8 else 2.0
-    if not data_range > 0:
-        raise ValueError(f"data_range must be positive, got {data_range}")
+    require(data_range > 0, f"data_range must be positive, got {data_range}")
     error = (a.astype(np.float64) - b.astype(np.float64)) ** 2
     error = error.reshape(len(a), -1).mean(axis=1)
     with np.errstate(divide="ignore"):

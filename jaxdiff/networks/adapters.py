@@ -15,7 +15,7 @@ from jaxdiff import sharding
 from jaxdiff.networks.kernels.forms import Attention, with_attention
 from jaxdiff.networks.layers.draw import draw, draw_split
 from jaxdiff.networks.layers.initializers import Initializer
-from jaxdiff.pytrees import bind
+from jaxdiff.pytrees import bind, by_path
 from jaxdiff.typing import Cond, Network, Params
 
 __all__ = ["Module", "as_network", "count_params", "init_params", "param_shapes"]
@@ -88,26 +88,19 @@ def init_params(
         The parameters: nested dicts.
     """
     variables = _abstract_init(module, x, noise_cond, cond)
-    shapes, treedef = jax.tree_util.tree_flatten_with_path(variables["params"])
-    declared = {
-        jax.tree_util.keystr(path): init
-        for path, init in jax.tree_util.tree_flatten_with_path(
-            variables.get("initializers", {}), is_leaf=lambda node: isinstance(node, Initializer)
-        )[0]
-    }
-    names = [jax.tree_util.keystr(path) for path, _ in shapes]
-    if not set(names) <= set(declared):
+    shapes, treedef = by_path(variables["params"]), jax.tree.structure(variables["params"])
+    declared = by_path(variables.get("initializers", {}), is_leaf=lambda node: isinstance(node, Initializer))
+    if not set(shapes) <= set(declared):
         zeros = jax.tree.map(
             lambda s: jnp.zeros(s.shape, s.dtype),
             (x, jax.ShapeDtypeStruct(x.shape[:1], jnp.float32) if noise_cond is None else noise_cond, cond),
         )
         return jax.jit(module.init)(key, *zeros)["params"]
-    layout = [(tuple(leaf.shape), declared[name]) for name, (_, leaf) in zip(names, shapes, strict=True)]
+    layout = [(tuple(leaf.shape), declared[path]) for path, leaf in shapes.items()]
     context = sharding.here()
     if context is None or not isinstance(key, Tracer):
         return jax.tree_util.tree_unflatten(treedef, draw(key, layout))
-    paths = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in shapes)
-    specs = [context.placement(path, shape).spec for path, (shape, _) in zip(paths, layout, strict=True)]
+    specs = [context.placement(path, shape).spec for path, (shape, _) in zip(shapes, layout, strict=True)]
     return jax.tree_util.tree_unflatten(treedef, draw_split(key, layout, context.mesh, specs))
 
 

@@ -17,7 +17,7 @@ from jaxdiff.networks.layers.embeddings import sinusoidal_embedding
 from jaxdiff.networks.layers.initializers import constant, normal
 from jaxdiff.networks.layers.stack import run_block
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["ADM", "ADMConfig", "presets"]
 
@@ -57,22 +57,22 @@ class ADMConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.dim < 4 or self.dim % 2:
-            raise ValueError(f"dim must be even and at least 4, got {self.dim}")
-        if not self.dim_mults or min(self.widths) < 1 or self.blocks < 1:
-            raise ValueError(
-                "dim_mults needs at least one positive multiple and blocks must be at least 1; "
-                f"got {self.dim_mults}, {self.blocks}"
-            )
-        if any(level not in range(len(self.dim_mults)) for level in self.attention_levels):
-            raise ValueError(f"attention_levels must be in 0..{len(self.dim_mults) - 1}, got {self.attention_levels}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.group_channels < 1 or self.resample not in ("block", "conv"):
-            raise ValueError(
-                'group_channels must be at least 1 and resample "block" or "conv"; '
-                f"got {self.group_channels}, {self.resample!r}"
-            )
+        require(self.dim >= 4 and self.dim % 2 == 0, f"dim must be even and at least 4, got {self.dim}")
+        require(
+            min(self.widths, default=0) >= 1 and self.blocks >= 1,
+            "dim_mults needs at least one positive multiple and blocks must be at least 1; "
+            f"got {self.dim_mults}, {self.blocks}",
+        )
+        require(
+            all(level in range(len(self.dim_mults)) for level in self.attention_levels),
+            f"attention_levels must be in 0..{len(self.dim_mults) - 1}, got {self.attention_levels}",
+        )
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
+        require(
+            self.group_channels >= 1 and self.resample in ("block", "conv"),
+            'group_channels must be at least 1 and resample "block" or "conv"; '
+            f"got {self.group_channels}, {self.resample!r}",
+        )
         size = self.head_dim if self.heads is None else self.heads
         attending = [self.widths[level] for level in {*self.attention_levels, len(self.dim_mults) - 1}]
         if size < 1 or any(width % size for width in attending):

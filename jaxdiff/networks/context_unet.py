@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers import Conv, GroupNorm, Linear, TransposedConv, check_channels, check_divisible, max_pool
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["ContextUnet", "ContextUnetConfig", "ConvPair"]
 
@@ -59,8 +59,10 @@ class ContextUnetConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.n_feat < GROUPS or self.n_feat % GROUPS:
-            raise ValueError(f"n_feat must be a positive multiple of {GROUPS}, got {self.n_feat}")
+        require(
+            self.n_feat >= GROUPS and self.n_feat % GROUPS == 0,
+            f"n_feat must be a positive multiple of {GROUPS}, got {self.n_feat}",
+        )
 
 
 class ContextUnet(nn.Module):
@@ -93,8 +95,10 @@ class ContextUnet(nn.Module):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if len(self.inputs.size) != 2:
-            raise ValueError(f"ContextUnet serves one size: give size=(height, width), got {self.inputs.size}")
+        require(
+            len(self.inputs.size) == 2,
+            f"ContextUnet serves one size: give size=(height, width), got {self.inputs.size}",
+        )
         check_divisible(self.inputs.size, 4)
         super().__post_init__()
 
@@ -120,12 +124,12 @@ class ContextUnet(nn.Module):
         check_channels("ContextUnet", x.shape, inputs.channels)
         check_divisible(x.shape[1:3], 4)
         expected = inputs.size
-        if x.shape[1:3] != expected:
-            raise ValueError(
-                f"ContextUnet was built for {expected[0]}x{expected[1]} images, "
-                f"got {x.shape[1]}x{x.shape[2]}; "
-                f"build it with size=({x.shape[1]}, {x.shape[2]})"
-            )
+        require(
+            x.shape[1:3] == expected,
+            f"ContextUnet was built for {expected[0]}x{expected[1]} images, "
+            f"got {x.shape[1]}x{x.shape[2]}; "
+            f"build it with size=({x.shape[1]}, {x.shape[2]})",
+        )
         n, time = config.n_feat, (config.time_scale * noise_cond.astype(jnp.float32))[:, None]
         context = self._context(cond, x.shape[0])
         init = ConvPair(n, residual=True, dtype=inputs.dtype, name="init")(x)
@@ -148,8 +152,10 @@ class ContextUnet(nn.Module):
         if cond is None or "context" not in cond:
             return jnp.zeros((batch, inputs.context), jnp.float32)
         context = cond["context"]
-        if context.shape != (batch, inputs.context):
-            raise ValueError(f'cond["context"] must have shape ({batch}, {inputs.context}), got {context.shape}')
+        require(
+            context.shape == (batch, inputs.context),
+            f'cond["context"] must have shape ({batch}, {inputs.context}), got {context.shape}',
+        )
         return context.astype(jnp.float32)
 
     def _steer(self, h: Array, time: Array, context: Array | None, name: str) -> Array:

@@ -23,7 +23,7 @@ from jaxdiff.networks.layers import (
 from jaxdiff.networks.layers.attention import LinearAttention, SelfAttention
 from jaxdiff.networks.layers.embeddings import NoiseEmbedding
 from jaxdiff.networks.layers.initializers import constant
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["DDPMUNet", "DDPMUNetConfig", "ResnetBlock"]
 
@@ -88,14 +88,16 @@ class DDPMUNetConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.dim < 2 or self.dim % 2 or any(self.dim * m % self.groups for m in (1, *self.dim_mults)):
-            raise ValueError(f"dim must be even and a multiple of groups={self.groups}, got dim={self.dim}")
-        if not self.dim_mults or min(self.dim_mults) < 1:
-            raise ValueError(f"dim_mults needs at least one positive multiple, got {self.dim_mults}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.patch < 1:
-            raise ValueError(f"patch must be at least 1, got {self.patch}")
+        require(
+            self.dim >= 2 and self.dim % 2 == 0 and all(self.dim * m % self.groups == 0 for m in (1, *self.dim_mults)),
+            f"dim must be even and a multiple of groups={self.groups}, got dim={self.dim}",
+        )
+        require(
+            min(self.dim_mults, default=0) >= 1,
+            f"dim_mults needs at least one positive multiple, got {self.dim_mults}",
+        )
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
+        require(self.patch >= 1, f"patch must be at least 1, got {self.patch}")
 
 
 class DDPMUNet(nn.Module):

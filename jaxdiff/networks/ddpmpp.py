@@ -19,7 +19,7 @@ from jaxdiff.networks.layers.initializers import declare, glorot_uniform, normal
 from jaxdiff.networks.layers.resample import BOX, FIR, downsample
 from jaxdiff.networks.layers.stack import run_block
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["DDPMpp", "DDPMppConfig", "FourierWaves", "presets"]
 
@@ -83,27 +83,25 @@ class DDPMppConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.dim < 8 or self.dim % 8:
-            raise ValueError(f"dim must be a positive multiple of 8, got {self.dim}")
-        if not self.dim_mults or min(self.dim_mults) < 1 or self.blocks < 1 or self.embedding_mult < 1:
-            raise ValueError(
-                "dim_mults needs at least one positive multiple, and blocks and embedding_mult must be at least 1; "
-                f"got {self.dim_mults}, {self.blocks}, {self.embedding_mult}"
-            )
-        if any(level not in range(len(self.dim_mults)) for level in self.attention_levels):
-            raise ValueError(f"attention_levels must be in 0..{len(self.dim_mults) - 1}, got {self.attention_levels}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.heads < 1:
-            raise ValueError(f"heads must be at least 1, got {self.heads}")
+        require(self.dim >= 8 and self.dim % 8 == 0, f"dim must be a positive multiple of 8, got {self.dim}")
+        require(
+            min(self.dim_mults, default=0) >= 1 and self.blocks >= 1 and self.embedding_mult >= 1,
+            "dim_mults needs at least one positive multiple, and blocks and embedding_mult must be at least 1; "
+            f"got {self.dim_mults}, {self.blocks}, {self.embedding_mult}",
+        )
+        require(
+            all(level in range(len(self.dim_mults)) for level in self.attention_levels),
+            f"attention_levels must be in 0..{len(self.dim_mults) - 1}, got {self.attention_levels}",
+        )
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
+        require(self.heads >= 1, f"heads must be at least 1, got {self.heads}")
         for name, allowed in (
             ("embedding", ("positional", "fourier")),
             ("encoder", ("standard", "residual")),
             ("attention", ("self", "tmsa")),
             ("taps", (BOX, FIR)),
         ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+            require(getattr(self, name) in allowed, f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
 
 
 class DDPMpp(nn.Module):

@@ -15,7 +15,7 @@ from jaxdiff.networks.layers.embeddings import grid_positions
 from jaxdiff.networks.layers.initializers import constant, glorot_uniform, normal
 from jaxdiff.networks.layers.stack import run_blocks
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["DiffiT", "DiffiTConfig", "presets"]
 
@@ -47,12 +47,14 @@ class DiffiTConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.heads < 1 or self.width < 4 or self.width % 4 or self.width % self.heads:
-            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
-        if min(self.depth, self.patch, self.mlp_ratio) < 1:
-            raise ValueError(
-                f"depth, patch and mlp_ratio must be at least 1, got {self.depth}, {self.patch}, {self.mlp_ratio}"
-            )
+        require(
+            self.heads >= 1 and self.width >= 4 and self.width % 4 == 0 and self.width % self.heads == 0,
+            f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}",
+        )
+        require(
+            min(self.depth, self.patch, self.mlp_ratio) >= 1,
+            f"depth, patch and mlp_ratio must be at least 1, got {self.depth}, {self.patch}, {self.mlp_ratio}",
+        )
 
 
 class DiffiT(nn.Module):

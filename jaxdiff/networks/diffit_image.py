@@ -24,7 +24,7 @@ from jaxdiff.networks.layers import (
 from jaxdiff.networks.layers.initializers import constant
 from jaxdiff.networks.layers.stack import run_blocks
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["DiffiTImage", "DiffiTImageConfig", "DiffiTResBlock", "presets"]
 
@@ -101,22 +101,24 @@ class DiffiTImageConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if not self.widths or len(self.widths) != len(self.blocks) or min(self.blocks) < 1:
-            raise ValueError(f"widths and blocks need one positive entry per level, got {self.widths}, {self.blocks}")
-        if any(w < 1 or w % self.groups or w % self.head_dim for w in self.widths):
-            raise ValueError(
-                f"widths must be multiples of groups={self.groups} and head_dim={self.head_dim}, got {self.widths}"
-            )
-        if self.token_dim < 8 or self.token_dim % 8:
-            raise ValueError(f"token_dim must be a multiple of 8, got {self.token_dim}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.time not in TIMES:
-            raise ValueError(f"time must be one of {', '.join(TIMES)}; got {self.time!r}")
-        if min(self.patch, self.mlp_ratio, 1 if self.window is None else self.window) < 1:
-            raise ValueError(
-                f"patch, mlp_ratio and window must be at least 1, got {self.patch}, {self.mlp_ratio}, {self.window}"
-            )
+        require(
+            len(self.widths) == len(self.blocks) and min(self.blocks, default=0) >= 1,
+            f"widths and blocks need one positive entry per level, got {self.widths}, {self.blocks}",
+        )
+        require(
+            all(w >= 1 and w % self.groups == 0 and w % self.head_dim == 0 for w in self.widths),
+            f"widths must be multiples of groups={self.groups} and head_dim={self.head_dim}, got {self.widths}",
+        )
+        require(
+            self.token_dim >= 8 and self.token_dim % 8 == 0,
+            f"token_dim must be a multiple of 8, got {self.token_dim}",
+        )
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
+        require(self.time in TIMES, f"time must be one of {', '.join(TIMES)}; got {self.time!r}")
+        require(
+            min(self.patch, self.mlp_ratio, 1 if self.window is None else self.window) >= 1,
+            f"patch, mlp_ratio and window must be at least 1, got {self.patch}, {self.mlp_ratio}, {self.window}",
+        )
 
 
 class DiffiTImage(nn.Module):

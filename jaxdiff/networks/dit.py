@@ -20,7 +20,7 @@ from jaxdiff.networks.layers.embeddings import grid_positions, labels_or_null
 from jaxdiff.networks.layers.initializers import declare, normal
 from jaxdiff.networks.layers.stack import run_blocks
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["DiT", "DiTConfig", "DiTBlock", "presets"]
 
@@ -91,14 +91,15 @@ class DiTConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.width < 4 or self.width % 4 or self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
-        if min(self.patch, self.depth, self.mlp_ratio) < 1:
-            raise ValueError(
-                f"patch, depth and mlp_ratio must be at least 1, got {self.patch}, {self.depth}, {self.mlp_ratio}"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        require(
+            self.width >= 4 and self.width % 4 == 0 and self.heads >= 1 and self.width % self.heads == 0,
+            f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}",
+        )
+        require(
+            min(self.patch, self.depth, self.mlp_ratio) >= 1,
+            f"patch, depth and mlp_ratio must be at least 1, got {self.patch}, {self.depth}, {self.mlp_ratio}",
+        )
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
 
 
 class DiT(nn.Module):

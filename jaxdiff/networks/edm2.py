@@ -30,7 +30,7 @@ from jaxdiff.networks.layers.magnitude import (
 )
 from jaxdiff.networks.layers.stack import run_block
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond, Params
+from jaxdiff.typing import Cond, Params, require
 
 __all__ = ["EDM2", "EDM2Config", "EDM2Block", "MPLabel", "Uncertainty", "presets"]
 
@@ -152,28 +152,26 @@ class EDM2Config(Architecture):
     def __post_init__(self) -> None:
         """Check the fields."""
         levels = len(self.dim_mults)
-        if self.dim < 1 or not self.dim_mults or min(self.dim_mults) < 1:
-            raise ValueError(
-                f"dim must be positive, dim_mults one positive multiple or more; got {self.dim}, {self.dim_mults}"
-            )
-        if self.blocks < 1:
-            raise ValueError(f"blocks must be at least 1, got {self.blocks}")
-        if any(not 0 <= level < levels for level in self.attention_levels):
-            raise ValueError(f"attention_levels must be in 0..{levels - 1}, got {self.attention_levels}")
+        require(
+            self.dim >= 1 and min(self.dim_mults, default=0) >= 1,
+            f"dim must be positive, dim_mults one positive multiple or more; got {self.dim}, {self.dim_mults}",
+        )
+        require(self.blocks >= 1, f"blocks must be at least 1, got {self.blocks}")
+        require(
+            all(0 <= level < levels for level in self.attention_levels),
+            f"attention_levels must be in 0..{levels - 1}, got {self.attention_levels}",
+        )
         # The bottom always attends.
         for level in {*self.attention_levels, levels - 1}:
-            if self.head_dim < 1 or self.dim * self.dim_mults[level] % self.head_dim:
-                raise ValueError(
-                    f"head_dim must divide the width {self.dim * self.dim_mults[level]} of level {level}, "
-                    f"got {self.head_dim}"
-                )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+            require(
+                self.head_dim >= 1 and self.dim * self.dim_mults[level] % self.head_dim == 0,
+                f"head_dim must divide the width {self.dim * self.dim_mults[level]} of level {level}, "
+                f"got {self.head_dim}",
+            )
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
         for name in ("label_balance", "concat_balance", "residual_balance", "attention_balance"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.clip is not None and not self.clip > 0.0:
-            raise ValueError(f"clip must be positive or None, got {self.clip}")
+            require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        require(self.clip is None or self.clip > 0.0, f"clip must be positive or None, got {self.clip}")
 
 
 class EDM2(nn.Module):

@@ -19,7 +19,7 @@ from jaxdiff.networks.layers.conditioning import concat_image
 from jaxdiff.networks.layers.initializers import constant, declare
 from jaxdiff.networks.layers.stack import run_block, run_blocks
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["HDiT", "HDiTConfig", "HourglassLayer", "Level", "from_levels", "presets"]
 
@@ -76,17 +76,21 @@ class HDiTConfig(Architecture):
             raise ValueError(f"widths, depths and attentions need one entry per level, got {found}")
         for name in ("reach", "head_dim", "dropout", "feed_forward"):
             value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != len(self.widths):
-                raise ValueError(f"{name} needs one number, or one per level {self.widths}, got {value}")
-        if self.patch < 1:
-            raise ValueError(f"patch must be at least 1, got {self.patch}")
-        if self.mapping_width < 2 or self.mapping_width % 2 or self.mapping_depth < 0:
-            raise ValueError(f"mapping_width must be even and positive, got {self.mapping_width}")
-        if not 0.0 <= self.mapping_dropout < 1.0:
-            raise ValueError(f"mapping_dropout must be in [0, 1), got {self.mapping_dropout}")
+            require(
+                not isinstance(value, tuple) or len(value) == len(self.widths),
+                f"{name} needs one number, or one per level {self.widths}, got {value}",
+            )
+        require(self.patch >= 1, f"patch must be at least 1, got {self.patch}")
+        require(
+            self.mapping_width >= 2 and self.mapping_width % 2 == 0 and self.mapping_depth >= 0,
+            f"mapping_width must be even and positive, got {self.mapping_width}",
+        )
+        require(0.0 <= self.mapping_dropout < 1.0, f"mapping_dropout must be in [0, 1), got {self.mapping_dropout}")
         half = self.mapping_width // 2
-        if len(self.noise_frequencies) not in (0, half):
-            raise ValueError(f"noise_frequencies must be {half} numbers or none, got {len(self.noise_frequencies)}")
+        require(
+            len(self.noise_frequencies) in (0, half),
+            f"noise_frequencies must be {half} numbers or none, got {len(self.noise_frequencies)}",
+        )
         _ = self.levels  # each checks itself
 
     @property
@@ -149,8 +153,7 @@ class HDiT(nn.Module):
     def __post_init__(self) -> None:
         """Check the fields."""
         table, count = self.config.augment_frequencies, self.config.mapping_width // 2 * self.inputs.augment
-        if len(table) not in (0, count):
-            raise ValueError(f"augment_frequencies must be {count} numbers or none, got {len(table)}")
+        require(len(table) in (0, count), f"augment_frequencies must be {count} numbers or none, got {len(table)}")
         super().__post_init__()
 
     @property

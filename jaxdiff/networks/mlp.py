@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers import LayerNorm, Linear
 from jaxdiff.networks.layers.embeddings import NoiseEmbedding
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["MLP", "MLPConfig"]
 
@@ -35,10 +35,8 @@ class MLPConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.hidden < 2 or self.hidden % 2:
-            raise ValueError(f"hidden must be even and at least 2, got {self.hidden}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        require(self.hidden >= 2 and self.hidden % 2 == 0, f"hidden must be even and at least 2, got {self.hidden}")
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
 
 
 class MLP(nn.Module):
@@ -76,8 +74,7 @@ class MLP(nn.Module):
             train: apply dropout (needs the random stream "dropout").
         """
         config, inputs = self.config, self.inputs
-        if x.ndim != 2:
-            raise ValueError(f"MLP takes points (batch, D), got shape {x.shape}")
+        require(x.ndim == 2, f"MLP takes points (batch, D), got shape {x.shape}")
         embed = NoiseEmbedding(config.hidden, config.hidden, config.time_scale, inputs.num_classes, name="noise")
         embedding = jax.nn.silu(embed(noise_cond, cond))
         h = Linear(config.hidden, dtype=inputs.dtype, name="stem")(x)

@@ -20,7 +20,7 @@ from jaxdiff.networks.layers.conditioning import VectorEmbedding, concat_image, 
 from jaxdiff.networks.layers.initializers import constant, normal
 from jaxdiff.networks.layers.stack import run_block, run_blocks
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["MMDiT", "MMDiTConfig", "MMDiTBlock", "centred_positions", "presets"]
 
@@ -50,8 +50,7 @@ def centred_positions(
 
     Reference: Esser et al. 2024, arXiv:2403.03206.
     """
-    if max(rows, columns) > grid:
-        raise ValueError(f"positions are for at most {grid}x{grid} patches, got {rows}x{columns}")
+    require(max(rows, columns) <= grid, f"positions are for at most {grid}x{grid} patches, got {rows}x{columns}")
     frequencies = np.exp(-np.log(10_000.0) * np.arange(dim // 4) / (dim // 4))
     middle = [((grid - n) // 2 + np.arange(n)) * base / grid for n in (rows, columns)]
     places = np.meshgrid(*middle, indexing="ij")
@@ -163,15 +162,15 @@ class MMDiTConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.width < 4 or self.width % 4 or self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
-        if self.depth < 2:
-            raise ValueError(f"depth must be at least 2, got {self.depth}")
+        require(
+            self.width >= 4 and self.width % 4 == 0 and self.heads >= 1 and self.width % self.heads == 0,
+            f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}",
+        )
+        require(self.depth >= 2, f"depth must be at least 2, got {self.depth}")
         counts = ("patch", "mlp_ratio", "null_tokens", "grid", "base")
-        if low := [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]:
-            raise ValueError(f"must be at least 1: {', '.join(low)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        low = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
+        require(not low, f"must be at least 1: {', '.join(low)}")
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
 
 
 class MMDiT(nn.Module):

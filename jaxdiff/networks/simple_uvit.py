@@ -30,7 +30,7 @@ from jaxdiff.networks.layers.embeddings import grid_positions, labels_or_null
 from jaxdiff.networks.layers.initializers import constant, declare, normal
 from jaxdiff.networks.layers.stack import run_block, run_blocks
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["ResidualBlock", "SimpleUViT", "SimpleUViTConfig", "TransformerBlock", "presets"]
 
@@ -133,16 +133,23 @@ class SimpleUViTConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.width < 4 or self.width % 4 or self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}")
-        if self.dim < 2 or self.dim % 2 or any(self.dim * m % self.groups for m in (1, *self.dim_mults)):
-            raise ValueError(f"dim must be even and a multiple of groups={self.groups}, got dim={self.dim}")
-        if not self.dim_mults or len(self.dim_mults) != len(self.blocks):
-            raise ValueError(f"dim_mults and blocks need one entry per level, got {self.dim_mults} and {self.blocks}")
-        if min(*self.dim_mults, *self.blocks, self.patch, self.depth, self.mlp_ratio, self.embedding) < 1:
-            raise ValueError("dim_mults, blocks, patch, depth, mlp_ratio and embedding must be at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        require(
+            self.width >= 4 and self.width % 4 == 0 and self.heads >= 1 and self.width % self.heads == 0,
+            f"width must be a multiple of 4 and of heads={self.heads}, got {self.width}",
+        )
+        require(
+            self.dim >= 2 and self.dim % 2 == 0 and all(self.dim * m % self.groups == 0 for m in (1, *self.dim_mults)),
+            f"dim must be even and a multiple of groups={self.groups}, got dim={self.dim}",
+        )
+        require(
+            len(self.dim_mults) == len(self.blocks) > 0,
+            f"dim_mults and blocks need one entry per level, got {self.dim_mults} and {self.blocks}",
+        )
+        require(
+            min(*self.dim_mults, *self.blocks, self.patch, self.depth, self.mlp_ratio, self.embedding) >= 1,
+            "dim_mults, blocks, patch, depth, mlp_ratio and embedding must be at least 1",
+        )
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
 
 
 class SimpleUViT(nn.Module):

@@ -14,7 +14,7 @@ from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers import check_channels, check_divisible
 from jaxdiff.networks.layers.conditioning import concat_image
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["Unet", "UnetConfig", "presets"]
 
@@ -73,12 +73,15 @@ class UnetConfig(Architecture):
             frequencies=self.frequencies,
             dropout=self.dropout,
         )
-        if self.full_attention and len(self.full_attention) != len(self.dim_mults):
-            raise ValueError(f"full_attention needs one entry per level {self.dim_mults}, got {self.full_attention}")
-        if self.memory < 0:
-            raise ValueError(f"memory must be at least 0, got {self.memory}")
-        if self.downsample not in ("space_to_depth", "conv"):
-            raise ValueError(f'downsample must be "space_to_depth" or "conv", got {self.downsample!r}')
+        require(
+            not self.full_attention or len(self.full_attention) == len(self.dim_mults),
+            f"full_attention needs one entry per level {self.dim_mults}, got {self.full_attention}",
+        )
+        require(self.memory >= 0, f"memory must be at least 0, got {self.memory}")
+        require(
+            self.downsample in ("space_to_depth", "conv"),
+            f'downsample must be "space_to_depth" or "conv", got {self.downsample!r}',
+        )
 
 
 class Unet(nn.Module):

@@ -10,7 +10,7 @@ from jaxdiff.networks.blocks.lucidrains_unet import RMSUNetBody, RMSUNetEmbeddin
 from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers.conditioning import concat_image
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["Unet1D", "Unet1DConfig", "presets"]
 
@@ -89,15 +89,16 @@ class Unet1D(nn.Module):
         return 2 ** (len(self.config.dim_mults) - 1)
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        if len(shape) != 3:
-            raise ValueError(f"Unet1D takes signals (batch, length, channels), got shape {shape}")
-        if shape[-1] != self.inputs.channels:
-            raise ValueError(
-                f"Unet1D was built for channels={self.inputs.channels} but got an input with {shape[-1]} channels "
-                f"(shape {shape}, channels last); build it with channels={shape[-1]}"
-            )
-        if shape[1] == 0 or shape[1] % self.size_factor:
-            raise ValueError(f"the length must be a positive multiple of {self.size_factor}, got {shape[1]}")
+        require(len(shape) == 3, f"Unet1D takes signals (batch, length, channels), got shape {shape}")
+        require(
+            shape[-1] == self.inputs.channels,
+            f"Unet1D was built for channels={self.inputs.channels} but got an input with {shape[-1]} channels "
+            f"(shape {shape}, channels last); build it with channels={shape[-1]}",
+        )
+        require(
+            shape[1] != 0 and shape[1] % self.size_factor == 0,
+            f"the length must be a positive multiple of {self.size_factor}, got {shape[1]}",
+        )
 
     @nn.compact
     def __call__(

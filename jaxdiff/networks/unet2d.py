@@ -24,7 +24,7 @@ from jaxdiff.networks.blocks.diffusers_unet import (
 from jaxdiff.networks.inputs import Architecture, Inputs
 from jaxdiff.networks.layers import Conv, GroupNorm, check_channels, check_divisible
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["UNet2D", "UNet2DConfig", "presets"]
 
@@ -80,22 +80,31 @@ class UNet2DConfig(Architecture):
     def __post_init__(self) -> None:
         """Check the fields."""
         check_levels(self.widths, self.blocks, self.groups, self.dropout)
-        if self.widths[0] % 2:
-            raise ValueError(f"the first width must be even, got widths={self.widths}")
+        require(self.widths[0] % 2 == 0, f"the first width must be even, got widths={self.widths}")
         for name, kinds in (("down", self.down), ("up", self.up)):
-            if len(kinds) != len(self.widths) or not set(kinds) <= set(KINDS):
-                raise ValueError(f"{name} needs one of {KINDS} for each of {len(self.widths)} widths, got {kinds}")
-        if self.modulation not in ("add", "scale_shift"):
-            raise ValueError(f'modulation must be "add" or "scale_shift", got {self.modulation!r}')
+            require(
+                len(kinds) == len(self.widths) and set(kinds) <= set(KINDS),
+                f"{name} needs one of {KINDS} for each of {len(self.widths)} widths, got {kinds}",
+            )
+        require(
+            self.modulation in ("add", "scale_shift"),
+            f'modulation must be "add" or "scale_shift", got {self.modulation!r}',
+        )
         attending = [w for w, kind in zip(self.widths, self.down, strict=True) if kind.endswith("attention")]
         attending += [w for w, kind in zip(self.widths[::-1], self.up, strict=True) if kind.endswith("attention")]
         attending += [self.widths[-1]] if self.middle and self.middle_attention else []
-        if self.head_dim is not None and (self.head_dim < 1 or any(w % self.head_dim for w in attending)):
-            raise ValueError(f"head_dim must divide the widths with attention {attending}, got {self.head_dim}")
-        if min(self.padding) < 0 or sum(self.padding) not in (1, 2):
-            raise ValueError(f"padding must be (0, 1) or (1, 1) to halve sizes, got {self.padding}")
-        if self.middle_groups is not None and (self.middle_groups < 1 or self.widths[-1] % self.middle_groups):
-            raise ValueError(f"middle_groups must divide {self.widths[-1]}, got {self.middle_groups}")
+        require(
+            self.head_dim is None or (self.head_dim >= 1 and all(w % self.head_dim == 0 for w in attending)),
+            f"head_dim must divide the widths with attention {attending}, got {self.head_dim}",
+        )
+        require(
+            min(self.padding) >= 0 and sum(self.padding) in (1, 2),
+            f"padding must be (0, 1) or (1, 1) to halve sizes, got {self.padding}",
+        )
+        require(
+            self.middle_groups is None or (self.middle_groups >= 1 and self.widths[-1] % self.middle_groups == 0),
+            f"middle_groups must divide {self.widths[-1]}, got {self.middle_groups}",
+        )
 
 
 class UNet2D(nn.Module):

@@ -24,7 +24,7 @@ from jaxdiff.networks.layers import Conv, GroupNorm, Linear, check_channels, che
 from jaxdiff.networks.layers.conditioning import concat_image, read_input, tokens_and_mask
 from jaxdiff.networks.layers.embeddings import sinusoidal_embedding
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["UNet2DCondition", "UNet2DConditionConfig", "presets", "size_vector"]
 
@@ -72,19 +72,21 @@ class UNet2DConditionConfig(Architecture):
     def __post_init__(self) -> None:
         """Check the fields."""
         check_levels(self.widths, self.blocks, self.groups, self.dropout)
-        if self.widths[0] % 2:
-            raise ValueError(f"the first width must be even, got widths={self.widths}")
+        require(self.widths[0] % 2 == 0, f"the first width must be even, got widths={self.widths}")
         for name in ("attends", "heads", "depths"):
-            if len(getattr(self, name)) != len(self.widths):
-                raise ValueError(
-                    f"{name} needs one entry for each of {len(self.widths)} widths, got {getattr(self, name)}"
-                )
-        if min(self.heads) < 1 or any(w % n for w, n in zip(self.widths, self.heads, strict=True)):
-            raise ValueError(f"heads must divide the widths {self.widths}, got {self.heads}")
-        if min(self.depths) < 1:
-            raise ValueError(f"depths must be at least 1, got {self.depths}")
-        if min(self.padding) < 0 or sum(self.padding) not in (1, 2):
-            raise ValueError(f"padding must be (0, 1) or (1, 1) to halve sizes, got {self.padding}")
+            require(
+                len(getattr(self, name)) == len(self.widths),
+                f"{name} needs one entry for each of {len(self.widths)} widths, got {getattr(self, name)}",
+            )
+        require(
+            min(self.heads) >= 1 and all(w % n == 0 for w, n in zip(self.widths, self.heads, strict=True)),
+            f"heads must divide the widths {self.widths}, got {self.heads}",
+        )
+        require(min(self.depths) >= 1, f"depths must be at least 1, got {self.depths}")
+        require(
+            min(self.padding) >= 0 and sum(self.padding) in (1, 2),
+            f"padding must be (0, 1) or (1, 1) to halve sizes, got {self.padding}",
+        )
 
 
 class UNet2DCondition(nn.Module):

@@ -19,7 +19,7 @@ from jaxdiff.networks.layers.embeddings import labels_or_null, sinusoidal_embedd
 from jaxdiff.networks.layers.initializers import constant, declare, normal
 from jaxdiff.networks.layers.stack import run_block
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["UViT", "UViTConfig", "UViTBlock", "presets"]
 
@@ -94,14 +94,16 @@ class UViTConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.heads < 1 or self.width < 2 or self.width % 2 or self.width % self.heads:
-            raise ValueError(f"width must be even and a multiple of heads={self.heads}, got {self.width}")
-        if self.depth < 2 or self.depth % 2:
-            raise ValueError(f"depth must be even and at least 2, got {self.depth}")
-        if min(self.patch, self.mlp_ratio) < 1:
-            raise ValueError(f"patch and mlp_ratio must be at least 1, got {self.patch}, {self.mlp_ratio}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        require(
+            self.heads >= 1 and self.width >= 2 and self.width % 2 == 0 and self.width % self.heads == 0,
+            f"width must be even and a multiple of heads={self.heads}, got {self.width}",
+        )
+        require(self.depth >= 2 and self.depth % 2 == 0, f"depth must be even and at least 2, got {self.depth}")
+        require(
+            min(self.patch, self.mlp_ratio) >= 1,
+            f"patch and mlp_ratio must be at least 1, got {self.patch}, {self.mlp_ratio}",
+        )
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
 
 
 class UViT(nn.Module):
@@ -126,10 +128,14 @@ class UViT(nn.Module):
     def __post_init__(self) -> None:
         """Check the fields."""
         patch, inputs = self.config.patch, self.inputs
-        if len(inputs.size) != 2 or any(n % patch for n in inputs.size):
-            raise ValueError(f"size must be (height, width), positive multiples of patch={patch}, got {inputs.size}")
-        if (inputs.tokens == 0) != (inputs.token_width == 0):
-            raise ValueError(f"tokens and token_width go together, got {inputs.tokens} and {inputs.token_width}")
+        require(
+            len(inputs.size) == 2 and all(n % patch == 0 for n in inputs.size),
+            f"size must be (height, width), positive multiples of patch={patch}, got {inputs.size}",
+        )
+        require(
+            (inputs.tokens == 0) == (inputs.token_width == 0),
+            f"tokens and token_width go together, got {inputs.tokens} and {inputs.token_width}",
+        )
         super().__post_init__()
 
     @property
@@ -162,11 +168,11 @@ class UViT(nn.Module):
         """
         config, inputs = self.config, self.inputs
         check_channels("UViT", x.shape, inputs.channels)
-        if x.shape[1:3] != tuple(inputs.size):
-            raise ValueError(
-                f"UViT was built for {inputs.size[0]}x{inputs.size[1]} images, got {x.shape[1]}x{x.shape[2]}; "
-                f"build it with size=({x.shape[1]}, {x.shape[2]})"
-            )
+        require(
+            x.shape[1:3] == tuple(inputs.size),
+            f"UViT was built for {inputs.size[0]}x{inputs.size[1]} images, got {x.shape[1]}x{x.shape[2]}; "
+            f"build it with size=({x.shape[1]}, {x.shape[2]})",
+        )
         extras, mask = self._extras(noise_cond, cond)
         x = space_to_depth(concat_image(x, cond, inputs.image), config.patch)
         rows = x.shape[1]
@@ -199,8 +205,10 @@ class UViT(nn.Module):
         config, inputs = self.config, self.inputs
         batch, tokens, mask = noise_cond.shape[0], [], None
         if inputs.num_classes:
-            if not config.null_label and (cond is None or "label" not in cond):
-                raise ValueError('this network has no null label (null_label=False): cond["label"] must be given')
+            require(
+                config.null_label or (cond is not None and "label" in cond),
+                'this network has no null label (null_label=False): cond["label"] must be given',
+            )
             rows = inputs.num_classes + config.null_label
             table = declare(self, "label_table", normal(1.0), (rows, config.width))
             label = labels_or_null(cond, batch, inputs.num_classes)
@@ -213,8 +221,10 @@ class UViT(nn.Module):
         tokens.append(sinusoidal_embedding(values, config.width, endpoint=False, cosine_first=True)[:, None])
         if inputs.tokens:
             text, filled = tokens_and_mask(cond, batch, inputs.token_width, absent=inputs.tokens)
-            if text.shape[1] != inputs.tokens:
-                raise ValueError(f'cond["tokens"] must be {inputs.tokens} places long, got {text.shape[1]}')
+            require(
+                text.shape[1] == inputs.tokens,
+                f'cond["tokens"] must be {inputs.tokens} places long, got {text.shape[1]}',
+            )
             tokens.append(Linear(config.width, kernel_init=normal(0.02), bias_init=constant(0.0), name="text")(text))
             if filled is not None:
                 before, after = self.extras - inputs.tokens, self.places - self.extras

@@ -21,7 +21,7 @@ from jaxdiff.networks.blocks.diffusers_unet import (
 from jaxdiff.networks.layers import Conv, GroupNorm, Linear, check_channels, check_divisible
 from jaxdiff.networks.layers.stack import Remat
 from jaxdiff.networks.preset import Preset
-from jaxdiff.typing import Cond, Params
+from jaxdiff.typing import Cond, Params, require
 
 __all__ = ["AutoencoderKL", "decode", "encode", "presets", "sample_latents"]
 
@@ -136,10 +136,11 @@ class AutoencoderKL(nn.Module):
     def __post_init__(self) -> None:
         """Check the fields."""
         check_levels(self.widths, self.blocks, self.groups, 0.0)
-        if self.latent_channels < 1 or self.channels < 1:
-            raise ValueError(f"channels must be at least 1, got {self.channels} and {self.latent_channels} in latents")
-        if self.scaling_factor <= 0.0:
-            raise ValueError(f"scaling_factor must be positive, got {self.scaling_factor}")
+        require(
+            self.latent_channels >= 1 and self.channels >= 1,
+            f"channels must be at least 1, got {self.channels} and {self.latent_channels} in latents",
+        )
+        require(not self.scaling_factor <= 0.0, f"scaling_factor must be positive, got {self.scaling_factor}")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -169,8 +170,10 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
         """Return the images of latents, nominally in [-1, 1]."""
-        if z.ndim != 4 or z.shape[-1] != self.latent_channels:
-            raise ValueError(f"latents must have shape (b, h, w, {self.latent_channels}), got {z.shape}")
+        require(
+            z.ndim == 4 and z.shape[-1] == self.latent_channels,
+            f"latents must have shape (b, h, w, {self.latent_channels}), got {z.shape}",
+        )
         return self.decoder(self.quant_in(z) if self.post_quant else z)
 
     def to_model(self, z: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -14,7 +14,7 @@ from jaxdiff.networks.layers import LayerNorm, Linear
 from jaxdiff.networks.layers.attention import TokenAttention
 from jaxdiff.networks.layers.embeddings import NoiseEmbedding, positional_encoding
 from jaxdiff.networks.layers.initializers import constant
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["TransformerLayer", "VectorTransformer", "VectorTransformerConfig"]
 
@@ -96,13 +96,13 @@ class VectorTransformerConfig(Architecture):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.hidden < 2 or self.hidden % 2 or self.hidden % self.heads:
-            raise ValueError(f"hidden must be even and divisible by heads={self.heads}, got {self.hidden}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        require(
+            self.hidden >= 2 and self.hidden % 2 == 0 and self.hidden % self.heads == 0,
+            f"hidden must be even and divisible by heads={self.heads}, got {self.hidden}",
+        )
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
         for name, known in (("feed_forward", ("gelu", "tanh")), ("conditioning", ("adaln", "add"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+            require(getattr(self, name) in known, f"{name} must be one of {known}, got {getattr(self, name)!r}")
 
 
 class VectorTransformer(nn.Module):
@@ -145,8 +145,7 @@ class VectorTransformer(nn.Module):
             train: apply dropout (needs the random stream "dropout").
         """
         config, inputs = self.config, self.inputs
-        if x.ndim not in (2, 3):
-            raise ValueError(f"VectorTransformer takes (batch, L) or (batch, L, F), got shape {x.shape}")
+        require(x.ndim in (2, 3), f"VectorTransformer takes (batch, L) or (batch, L, F), got shape {x.shape}")
         encoding = positional_encoding(x.shape[1], config.position_dim)[None]
         if x.ndim == 2:
             h = x[..., None] + encoding

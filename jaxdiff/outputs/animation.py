@@ -11,6 +11,7 @@ from jaxtyping import Shaped, UInt8
 from jaxdiff.outputs.atomic import replacing
 from jaxdiff.outputs.images import checked_images
 from jaxdiff.outputs.metadata import AnyArray, Metadata, to_json
+from jaxdiff.typing import require
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -35,12 +36,9 @@ def gif_delays(count: int, *, fps: float = 30.0, hold_last: float = 0.0) -> list
     Raises:
         ValueError: a value outside its range.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    if not 0 < fps <= 50:
-        raise ValueError(f"fps must be in (0, 50], got {fps}: a GIF frame lasts at least 2/100 s in browsers")
-    if not 0 <= hold_last <= 600:
-        raise ValueError(f"hold_last must be in [0, 600] seconds, got {hold_last}")
+    require(count >= 1, f"count must be at least 1, got {count}")
+    require(0 < fps <= 50, f"fps must be in (0, 50], got {fps}: a GIF frame lasts at least 2/100 s in browsers")
+    require(0 <= hold_last <= 600, f"hold_last must be in [0, 600] seconds, got {hold_last}")
     ends = np.floor(100 * np.arange(count + 1) / fps + 0.5).astype(int)
     delays = np.diff(ends)
     delays[-1] += round(100 * hold_last)
@@ -77,10 +75,8 @@ def write_gif(
         ValueError: frames that are not uint8, another suffix, or times outside the ranges of `gif_delays`.
     """
     path = Path(path)
-    if path.suffix != ".gif":
-        raise ValueError(f"path must end in .gif, got {path}")
-    if loop is not None and loop < 0:
-        raise ValueError(f"loop must be None, 0 (for ever) or positive, got {loop}")
+    require(path.suffix == ".gif", f"path must end in .gif, got {path}")
+    require(loop is None or loop >= 0, f"loop must be None, 0 (for ever) or positive, got {loop}")
     pixels = checked_images(np.stack([np.asarray(frame) for frame in frames]))
     delays = gif_delays(len(pixels), fps=fps, hold_last=hold_last)
     pictures = [_paletted(frame) for frame in pixels]

@@ -17,6 +17,7 @@ from jaxdiff.outputs.atomic import replacing
 from jaxdiff.outputs.metadata import Metadata, json_values
 from jaxdiff.outputs.sample_files import check_settings
 from jaxdiff.outputs.shards import Shard
+from jaxdiff.typing import require
 
 __all__ = ["check_records", "decode_record", "encode_record", "read_records", "write_records"]
 
@@ -76,8 +77,7 @@ def write_records(
                     written += 1
         finally:
             writer.close()
-        if written != len(shard):
-            raise ValueError(f"{path} needs {len(shard)} rows, got {written}")
+        require(written == len(shard), f"{path} needs {len(shard)} rows, got {written}")
     return path
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from jaxdiff.outputs.atomic import replacing
 from jaxdiff.outputs.metadata import AnyArray, Metadata, sidecar, to_json
 from jaxdiff.outputs.sample_files import sample_name
+from jaxdiff.typing import require
 
 __all__ = ["write_csv", "write_npz", "write_wav", "write_wavs"]
 
@@ -34,14 +35,11 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, AnyArray], meta
         ValueError: another suffix, the reserved name, or an array of objects.
     """
     path = Path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"path must end in .npz, got {path}")
-    if "metadata" in arrays:
-        raise ValueError("the array name 'metadata' is taken by the metadata: rename the array")
+    require(path.suffix == ".npz", f"path must end in .npz, got {path}")
+    require("metadata" not in arrays, "the array name 'metadata' is taken by the metadata: rename the array")
     plain: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
     for name, value in plain.items():
-        if value.dtype.hasobject:
-            raise ValueError(f"array {name!r} holds Python objects: convert it to a numeric type")
+        require(not value.dtype.hasobject, f"array {name!r} holds Python objects: convert it to a numeric type")
     plain["metadata"] = np.array(to_json(metadata))
     with replacing(path) as file:
         np.savez(file, **plain)
@@ -71,8 +69,10 @@ def write_csv(
         ValueError: as many names as columns are needed, all different.
     """
     values = np.asarray(rows)
-    if len(columns) != values.shape[1] or len(set(columns)) != len(columns):
-        raise ValueError(f"columns must hold {values.shape[1]} distinct names, got {list(columns)}")
+    require(
+        len(columns) == values.shape[1] and len(set(columns)) == len(columns),
+        f"columns must hold {values.shape[1]} distinct names, got {list(columns)}",
+    )
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(columns)
@@ -112,8 +112,7 @@ def write_wav(
     samples = np.asarray(audio, np.float64)
     if not np.isfinite(samples).all():
         raise ValueError(f"audio has {np.count_nonzero(~np.isfinite(samples))} samples that are not finite")
-    if sample_rate < 1:
-        raise ValueError(f"sample_rate must be positive, got {sample_rate}")
+    require(sample_rate >= 1, f"sample_rate must be positive, got {sample_rate}")
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as sound:
         sound.setnchannels(1 if samples.ndim == 1 else samples.shape[1])

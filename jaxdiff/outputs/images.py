@@ -12,6 +12,7 @@ from jaxtyping import Shaped, UInt8
 from jaxdiff.outputs.atomic import replacing
 from jaxdiff.outputs.metadata import JSON_CHUNK, AnyArray, Metadata, json_values
 from jaxdiff.outputs.sample_files import sample_name
+from jaxdiff.typing import require
 
 __all__ = [
     "checked_images",
@@ -55,8 +56,7 @@ def image_grid(
     if columns is None:
         columns = math.ceil(math.sqrt(count))
     for name, value, low in (("columns", columns, 1), ("padding", padding, 0), ("scale", scale, 1)):
-        if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
+        require(value >= low, f"{name} must be at least {low}, got {value}")
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     if row_labels is not None and len(row_labels) != rows:
@@ -128,10 +128,10 @@ def write_pngs(
         ValueError: lengths that differ, indices that repeat, or metadata that contradicts seed or index.
     """
     pixels = checked_images(images)
-    if not len(pixels) == len(indices) == len(metadata):
-        raise ValueError(
-            f"images, indices and metadata must have one length, got {len(pixels)}, {len(indices)} and {len(metadata)}"
-        )
+    require(
+        len(pixels) == len(indices) == len(metadata),
+        f"images, indices and metadata must have one length, got {len(pixels)}, {len(indices)} and {len(metadata)}",
+    )
     if len(set(indices)) != len(indices):
         raise ValueError(f"indices must not repeat, got {list(indices)}")
     paths = []
@@ -181,10 +181,14 @@ def checked_images(images: AnyArray) -> UInt8[np.ndarray, "n h w c"]:
         ValueError: not uint8, not of rank 4, no image or no pixel, or a channel count other than 1, 3 or 4.
     """
     pixels = np.asarray(images)
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"images must be uint8, got {pixels.dtype}: convert model space with to_uint8 first")
-    if pixels.ndim != 4 or 0 in pixels.shape or pixels.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"images must have shape (n, height, width, 1, 3 or 4), got {pixels.shape}")
+    require(
+        pixels.dtype == np.uint8,
+        f"images must be uint8, got {pixels.dtype}: convert model space with to_uint8 first",
+    )
+    require(
+        pixels.ndim == 4 and 0 not in pixels.shape and pixels.shape[-1] in (1, 3, 4),
+        f"images must have shape (n, height, width, 1, 3 or 4), got {pixels.shape}",
+    )
     return pixels
 
 

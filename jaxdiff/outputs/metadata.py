@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from jaxdiff.typing import require
+
 __all__ = [
     "JSON_CHUNK",
     "AnyArray",
@@ -59,10 +61,10 @@ def json_values(metadata: Metadata) -> dict[str, Any]:
     """
     plain = {}
     for name, value in metadata.items():
-        if not 1 <= len(name) <= 79 or not name.isascii() or not name.isprintable() or name == JSON_CHUNK:
-            raise ValueError(
-                f"metadata name {name!r} must be 1 to 79 printable ASCII letters other than {JSON_CHUNK!r}"
-            )
+        require(
+            1 <= len(name) <= 79 and name.isascii() and name.isprintable() and name != JSON_CHUNK,
+            f"metadata name {name!r} must be 1 to 79 printable ASCII letters other than {JSON_CHUNK!r}",
+        )
         if isinstance(value, np.generic | np.ndarray | jax.Array):
             value = np.asarray(value).tolist()
         try:
@@ -138,8 +140,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     readers = {".png": _png_text, ".gif": _gif_text, ".npz": _npz_text, ".wav": _wav_text, ".csv": _csv_text}
-    if path.suffix not in readers:
-        raise ValueError(f"{path}: metadata is kept in {', '.join(readers)} files")
+    require(path.suffix in readers, f"{path}: metadata is kept in {', '.join(readers)} files")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     text = readers[path.suffix](path)
@@ -175,8 +176,10 @@ def _csv_text(path: Path) -> str | None:
 
 def _wav_text(path: Path) -> str | None:
     content = path.read_bytes()
-    if len(content) < 12 or content[:4] != b"RIFF" or struct.unpack_from("<I", content, 4)[0] + 8 != len(content):
-        raise ValueError(f"{path} is torn or not a WAV: write it again")
+    require(
+        len(content) >= 12 and content[:4] == b"RIFF" and struct.unpack_from("<I", content, 4)[0] + 8 == len(content),
+        f"{path} is torn or not a WAV: write it again",
+    )
     position = 12  # after "RIFF", the size and "WAVE"
     while position + 8 <= len(content):
         name, (size,) = content[position : position + 4], struct.unpack_from("<I", content, position + 4)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from jaxdiff.outputs.metadata import Metadata, json_values, read_metadata, read_png_metadata
+from jaxdiff.typing import require
 
 __all__ = ["Suffix", "check_settings", "missing_indices", "sample_name"]
 
@@ -29,8 +30,7 @@ def sample_name(seed: int, index: int, suffix: Suffix = ".png") -> str:
     Raises:
         ValueError: a negative number.
     """
-    if seed < 0 or index < 0:
-        raise ValueError(f"seed and index must not be negative, got seed {seed}, index {index}")
+    require(seed >= 0 and index >= 0, f"seed and index must not be negative, got seed {seed}, index {index}")
     return f"seed{seed}_{index:06d}{suffix}"
 
 
@@ -46,10 +46,10 @@ def check_settings(path: str | os.PathLike[str], stored: Metadata, expect: Metad
         ValueError: they differ; names the first that does.
     """
     for name, value in expect.items():
-        if stored.get(name) != value:
-            raise ValueError(
-                f"{path} was made with {name} {stored.get(name)!r}, not {value!r}: write to another directory"
-            )
+        require(
+            stored.get(name) == value,
+            f"{path} was made with {name} {stored.get(name)!r}, not {value!r}: write to another directory",
+        )
 
 
 def missing_indices(

@@ -14,6 +14,7 @@ import numpy as np
 from jaxdiff.outputs.atomic import replacing
 from jaxdiff.outputs.metadata import Metadata, json_values, read_metadata, to_json
 from jaxdiff.outputs.sample_files import check_settings
+from jaxdiff.typing import require
 
 __all__ = ["Shard", "check_shard", "list_shards", "read_shard", "shard_name", "write_shard"]
 
@@ -94,12 +95,13 @@ def write_shard(
                     kind = batch.shape[1:], batch.dtype
                     header = {"descr": batch.dtype.str, "fortran_order": False, "shape": (len(shard), *kind[0])}
                     np.lib.format.write_array_header_1_0(member, header)
-                if (batch.shape[1:], batch.dtype) != kind:
-                    raise ValueError(f"{path}: rows of {batch.shape[1:]}, {batch.dtype} after rows of {kind}")
+                require(
+                    (batch.shape[1:], batch.dtype) == kind,
+                    f"{path}: rows of {batch.shape[1:]}, {batch.dtype} after rows of {kind}",
+                )
                 member.write(np.ascontiguousarray(batch).data)
                 written += len(batch)
-        if written != len(shard):
-            raise ValueError(f"{path} needs {len(shard)} rows, got {written}")
+        require(written == len(shard), f"{path} needs {len(shard)} rows, got {written}")
     return path
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from jaxdiff.typing import require
+
 __all__ = ["Compiled", "compile_step", "compiler_options", "enable_cache"]
 
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
@@ -45,8 +47,7 @@ def enable_cache(path: str | os.PathLike[str] | None = None, *, min_seconds: flo
         ValueError: min_seconds < 0.
         OSError: the folder can not be made.
     """
-    if min_seconds < 0:
-        raise ValueError(f"min_seconds must be at least 0; got {min_seconds}.")
+    require(not min_seconds < 0, f"min_seconds must be at least 0; got {min_seconds}.")
     folder = pathlib.Path(path or os.environ.get("JAX_COMPILATION_CACHE_DIR") or "~/.cache/jaxdiff/xla").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -90,8 +91,7 @@ def compiler_options(kind: Literal["conv", "dense"] = "conv", *, deterministic: 
         ValueError: unknown kind.
     """
     values = {"conv": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", "dense": ""}
-    if kind not in values:
-        raise ValueError(f"kind must be 'conv' or 'dense'; got {kind!r}.")
+    require(kind in values, f"kind must be 'conv' or 'dense'; got {kind!r}.")
     platform = jax.default_backend()
     options = {"cpu": {_YNN: values[kind]}, "gpu": {_FIXED_ORDER: True} if deterministic else {}}.get(platform, {})
     return {name: value for name, value in options.items() if _known(name, value)}

@@ -23,7 +23,7 @@ from jaxdiff.samplers.loop import (
 )
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.samplers.second_order import check_eta
-from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, expand_to
+from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, expand_to, require
 
 __all__ = ["Stats", "dpm_adaptive", "rk45"]
 
@@ -230,8 +230,7 @@ def rk45(
     """
     del key
     for name, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be positive.")
+        require(value > 0, f"{name}={value} must be positive.")
     grid = as_grid(x, sigmas, inversion=True)
     stops = cast(grid.xp.where(grid.sigmas > 0, grid.sigmas, grid.sigmas[-2]), x) if trajectory else None
     levels = _levels(grid, ends_at_zero, x)

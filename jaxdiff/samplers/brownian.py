@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.keys import check_key, fold_in
 from jaxdiff.pytrees import exp, pytree
-from jaxdiff.samplers.noise import check_key, normal
-from jaxdiff.typing import Keys
+from jaxdiff.samplers.noise import normal
+from jaxdiff.typing import Keys, require
 
 __all__ = ["BrownianPath", "brownian"]
 
@@ -75,14 +76,14 @@ class BrownianPath:
             value = mean + spread * normal(keys, NODE, shape, x.dtype)
             upper = level >= middle
             return (
-                _fold(keys, jnp.where(upper, UPPER, LOWER)),
+                fold_in(keys, jnp.where(upper, UPPER, LOWER)),
                 jnp.where(upper, high, middle),
                 jnp.where(upper, middle, low),
                 jnp.where(upper, above, value),
                 jnp.where(upper, value, below),
             )
 
-        state = (_fold(self.keys, TREE), top, bottom, first, last)
+        state = (fold_in(self.keys, TREE), top, bottom, first, last)
         _, high, low, above, below = jax.lax.fori_loop(0, self.depth, halve, state)
         up, down = jnp.clip(high - level, 0, high - low), jnp.clip(level - low, 0, high - low)
         return self._between(up, down, above, below)[0]
@@ -96,10 +97,6 @@ class BrownianPath:
         whole = jnp.sinh(self.eta * (up + down))
         first, second = jnp.sinh(self.eta * down), jnp.sinh(self.eta * up)
         return (first * above + second * below) / whole, jnp.sqrt(2 * first * second / whole)
-
-
-def _fold(keys: Array, data: Array | int) -> Array:
-    return jax.random.fold_in(keys, data) if keys.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def brownian(
@@ -131,8 +128,6 @@ def brownian(
 
     Reference: after the virtual Brownian tree of Li et al. 2020, section 4, arXiv:2001.01328.
     """
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: use 0 < sigma_min < sigma_max.")
-    if not (eta > 0 and depth >= 1):
-        raise ValueError(f"eta={eta}, depth={depth} must be positive.")
+    require(0 < sigma_min < sigma_max, f"sigma_min={sigma_min}, sigma_max={sigma_max}: use 0 < sigma_min < sigma_max.")
+    require(eta > 0 and depth >= 1, f"eta={eta}, depth={depth} must be positive.")
     return BrownianPath(keys, math.log(sigma_min), math.log(sigma_max), eta, depth)

@@ -21,7 +21,7 @@ from jaxdiff.samplers.integrators import (
 from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_choice, check_not_negative
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.samplers.second_order import check_eta
-from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
+from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, require
 
 __all__ = ["differences", "dpm_fast", "dpm_solver", "dpmpp_2m", "dpmpp_3m", "exponential_stages"]
 
@@ -220,8 +220,10 @@ def _runs(n: int, calls: int | None) -> list[tuple[int, int, int]]:
     """(first step, end, order) of each run of steps of one order that spends ``calls`` in n steps."""
     calls = max(3 * n - 3, 1) if calls is None else calls
     tails = {3 * n - 3: [2, 1], 3 * n - 2: [1], 3 * n - 1: [2]}
-    if calls not in tails or (n == 1 and calls == 0):
-        raise ValueError(f"calls={calls} cannot be spent in {n} steps: use {3 * n - 3}, {3 * n - 2} or {3 * n - 1}.")
+    require(
+        calls in tails and (n != 1 or calls != 0),
+        f"calls={calls} cannot be spent in {n} steps: use {3 * n - 3}, {3 * n - 2} or {3 * n - 1}.",
+    )
     tail = tails[calls]
     if n < len(tail):
         tail = tail[1:]

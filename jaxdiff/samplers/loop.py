@@ -10,7 +10,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxdiff.typing import Cond, Denoiser
+from jaxdiff.typing import Cond, Denoiser, require
 
 __all__ = [
     "Grid",
@@ -92,20 +92,25 @@ def as_grid(x: Array, sigmas: Array | np.ndarray, *, inversion: bool, values: Se
         ValueError: for a state in half precision or without batch axis, or sigmas that are not one strictly
             monotone row of finite numbers, positive up to the last.
     """
-    if x.dtype not in (jnp.float32, jnp.float64):
-        raise ValueError(f"x has dtype {x.dtype}, too coarse for small steps: pass x.astype(jnp.float32).")
-    if x.ndim < 1:
-        raise ValueError("x is a scalar: give it a batch axis, x[None].")
-    if sigmas.ndim != 1 or sigmas.shape[0] < 2:
-        raise ValueError(f"sigmas has shape {sigmas.shape}: give one row of n + 1 >= 2 noise levels.")
+    require(
+        x.dtype in (jnp.float32, jnp.float64),
+        f"x has dtype {x.dtype}, too coarse for small steps: pass x.astype(jnp.float32).",
+    )
+    require(x.ndim >= 1, "x is a scalar: give it a batch axis, x[None].")
+    require(
+        sigmas.ndim == 1 and sigmas.shape[0] >= 2,
+        f"sigmas has shape {sigmas.shape}: give one row of n + 1 >= 2 noise levels.",
+    )
     if isinstance(sigmas, Tracer):
         return Grid(sigmas.astype(jnp.promote_types(x.dtype, sigmas.dtype)), jnp, None)
     known = np.asarray(sigmas).astype(x.dtype)
     steps = np.diff(known)
     if not np.isfinite(known).all():
         raise ValueError(f"sigmas must be finite, got {known}.")
-    if known[0] <= 0 or known[-1] < 0:
-        raise ValueError(f"sigmas run from {known[0]} to {known[-1]}: start above 0 and end at 0 or above.")
+    require(
+        bool(known[0] > 0 and known[-1] >= 0),
+        f"sigmas run from {known[0]} to {known[-1]}: start above 0 and end at 0 or above.",
+    )
     if not ((steps < 0).all() or (inversion and (steps > 0).all())):
         also = " (or strictly increase, for inversion)" if inversion else ""
         raise ValueError(f"sigmas must strictly decrease{also}, got {known}: see jaxdiff.grids.explicit.")
@@ -144,8 +149,7 @@ def cast(coefficients: Any, x: Array) -> Any:
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``, naming both."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(map(repr, choices))}.")
+    require(value in choices, f"{name}={value!r} is not known: choose one of {', '.join(map(repr, choices))}.")
 
 
 def check_not_negative(name: str, value: Scalar) -> None:
@@ -170,11 +174,11 @@ def estimate(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond) -> Array:
         ValueError: for an estimate of another shape.
     """
     out = denoiser(x, sigma) if cond is None else denoiser(x, sigma, cond)
-    if out.shape != x.shape:
-        raise ValueError(
-            f"the denoiser returned shape {out.shape} for x of shape {x.shape}: it must return x0, one "
-            "number for each of x (drop learned-variance channels before sampling)."
-        )
+    require(
+        out.shape == x.shape,
+        f"the denoiser returned shape {out.shape} for x of shape {x.shape}: it must return x0, one "
+        "number for each of x (drop learned-variance channels before sampling).",
+    )
     return out.astype(x.dtype)
 
 
@@ -201,8 +205,7 @@ def scan_steps(
     Raises:
         ValueError: for ``unroll`` below 1.
     """
-    if unroll < 1:
-        raise ValueError(f"unroll={unroll} must be at least 1.")
+    require(unroll >= 1, f"unroll={unroll} must be at least 1.")
 
     def body(carry: Any, coefficient: Any) -> tuple[Any, Array | None]:
         carry, x = step(carry, coefficient)

@@ -10,11 +10,12 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxdiff.keys import check_key, check_kind, fold_in
 from jaxdiff.pytrees import bind
 from jaxdiff.samplers.loop import Scalar
-from jaxdiff.typing import Keys, NoiseSource
+from jaxdiff.typing import Keys, NoiseSource, require
 
-__all__ = ["as_noise", "check_key", "initial_noise", "is_zero", "normal", "step_noise"]
+__all__ = ["as_noise", "initial_noise", "is_zero", "normal", "step_noise"]
 
 INITIAL = 2**31 - 1  # folded into the key of the initial noise; steps fold in 0, 1, 2, ...
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -41,7 +42,7 @@ def initial_noise(
     Raises:
         ValueError: for keys that are not typed, or a batch of keys of another kind than threefry.
     """
-    _check_kind(keys)
+    check_kind(keys)
     return jnp.asarray(sigma_max, dtype) * normal(keys, INITIAL, tuple(shape), jnp.dtype(dtype))
 
 
@@ -72,10 +73,12 @@ def as_noise(key: Keys | NoiseSource | None, x: Array, method: str, *, again: bo
         ``noise(index, sigma, sigma_next, x)``.
 
     Raises:
-        ValueError: as :func:`check_key`, and for a path where ``again`` holds.
+        ValueError: as :func:`jaxdiff.keys.check_key`, and for a path where ``again`` holds.
     """
-    if again and getattr(key, "is_path", False):
-        raise ValueError(f"{method} adds noise to the same levels again and cannot follow a path: pass keys.")
+    require(
+        not (again and getattr(key, "is_path", False)),
+        f"{method} adds noise to the same levels again and cannot follow a path: pass keys.",
+    )
     if callable(key):
         return key
     return bind(_of_key, check_key(key, x, method))
@@ -87,44 +90,9 @@ def _of_key(key: Keys, index: Array | int, sigma: Array, sigma_next: Array, x: A
     return step_noise(key, index, x)
 
 
-def check_key(key: Keys | None, x: Array, method: str) -> Keys:
-    """Return ``key`` if a stochastic method can use it for ``x``.
-
-    Args:
-        key: what the caller passed.
-        x: the state, shape (batch, ...).
-        method: name of the sampler, for the message.
-
-    Returns:
-        The key.
-
-    Raises:
-        ValueError: for a missing key, a raw one, or a number of keys other than the batch.
-    """
-    if key is None:
-        raise ValueError(f"{method} draws noise and needs a key: pass jax.random.key(seed), or one key per sample.")
-    _check_kind(key)
-    if key.ndim == 1 and key.shape[0] != x.shape[0]:
-        raise ValueError(f"{method} got {key.shape[0]} keys for a batch of {x.shape[0]}: pass one key per sample.")
-    return key
-
-
 def is_zero(value: Scalar | Array | np.ndarray) -> bool:
     """Whether ``value`` is known before tracing to be all zero."""
     return not isinstance(value, Tracer) and bool(np.all(np.asarray(value) == 0))
-
-
-def _check_kind(key: Keys) -> None:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"got a raw key of dtype {key.dtype}: make it with jax.random.key(seed).")
-    if key.ndim > 1:
-        raise ValueError(f"keys have shape {key.shape}: pass one key, or one key per sample.")
-    # Other generators do not promise that a key in a batch draws what it draws alone.
-    if key.ndim == 1 and str(jax.random.key_impl(key)) != "threefry2x32":
-        raise ValueError(
-            f"a batch of {jax.random.key_impl(key)} keys would not make sample i depend on key i alone: "
-            "use jax.random.key(seed, impl='threefry2x32')."
-        )
 
 
 @partial(jax.jit, static_argnums=(2, 3), inline=True)
@@ -139,8 +107,7 @@ def normal(keys: Keys, index: Array | int, shape: tuple[int, ...], dtype: np.dty
     # The bits are those of jax.random.normal on every platform; only a CPU gains from making them this way.
     if not (quick and jax.default_backend() == "cpu"):
         return one(keys) if keys.ndim == 0 else jax.vmap(one)(keys)
-    folded = jax.random.fold_in(keys, index) if keys.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-    words = jax.random.key_data(folded).reshape(-1, 2)
+    words = jax.random.key_data(fold_in(keys, index)).reshape(-1, 2)
     return _bits_to_normal(_threefry(words, size)).reshape(keys.shape + shape)
 
 

@@ -10,7 +10,7 @@ from jaxdiff.samplers.integrators import Options, stage_steps
 from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_not_negative
 from jaxdiff.samplers.noise import as_noise
 from jaxdiff.samplers.second_order import heun_stages
-from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
+from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, require
 
 __all__ = ["Restart", "restart", "restart_between"]
 
@@ -60,10 +60,10 @@ def restart_between(
     """
     known = np.asarray(sigmas)[:-1]
     low, high = (int(np.argmin(np.abs(known - level))) for level in (sigma_low, sigma_high))
-    if not high < low:
-        raise ValueError(
-            f"sigma_low={sigma_low}, sigma_high={sigma_high} fall on one level of the grid: use more steps."
-        )
+    require(
+        high < low,
+        f"sigma_low={sigma_low}, sigma_high={sigma_high} fall on one level of the grid: use more steps.",
+    )
     return Restart(low, high, times, steps)
 
 
@@ -124,11 +124,11 @@ def _way(grid: Grid, restarts: Sequence[tuple[int, int, int, int | None]]) -> tu
     """Where each step of the whole way starts (after a jump: above the last landing), and where it lands."""
     parts, done = [], 0
     for low, high, times, steps in restarts:
-        if not (0 <= high < low < grid.num_steps and done <= low and times >= 1 and (steps is None or steps >= 1)):
-            raise ValueError(
-                f"Restart(low={low}, high={high}, times={times}, steps={steps}) does not fit a grid of "
-                f"{grid.num_steps} steps after position {done}: 0 <= high < low < {grid.num_steps}, in order of low."
-            )
+        require(
+            0 <= high < low < grid.num_steps and done <= low and times >= 1 and (steps is None or steps >= 1),
+            f"Restart(low={low}, high={high}, times={times}, steps={steps}) does not fit a grid of "
+            f"{grid.num_steps} steps after position {done}: 0 <= high < low < {grid.num_steps}, in order of low.",
+        )
         parts.append(grid.sigmas[done : low + 1])
         levels = grid.sigmas[high : low + 1]
         if steps is not None:

@@ -10,7 +10,7 @@ from jaxdiff.pytrees import compiled, number
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
 from jaxdiff.samplers.loop import Result, Scalar, Sigmas, as_grid, cast, check_not_negative, estimate, pack, scan_steps
 from jaxdiff.samplers.noise import as_noise, is_zero
-from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
+from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, require
 
 __all__ = ["euler_maruyama", "predictor_corrector", "reverse_diffusion"]
 
@@ -113,8 +113,7 @@ def predictor_corrector(
 
     Reference: Song et al. 2021, algorithms 2 to 5 and appendix G, arXiv:2011.13456.
     """
-    if corrections < 0:
-        raise ValueError(f"corrections={corrections} must not be negative: 0 is reverse_diffusion.")
+    require(corrections >= 0, f"corrections={corrections} must not be negative: 0 is reverse_diffusion.")
     check_not_negative("snr", snr)
     grid = as_grid(x, sigmas, inversion=False)
     source = as_noise(key, x, "predictor_corrector", again=True)

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.typing import require
+
 __all__ = ["AXES", "ROWS", "batch_sharding", "local_mesh", "make_mesh", "place", "replicated", "shard_batch"]
 
 _log = logging.getLogger("jaxdiff")
@@ -40,17 +42,22 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """
     devices = jax.devices()
     asked = f"data={data}, fsdp={fsdp}, tensor={tensor}"
-    if min(fsdp, tensor) < 1 or (data < 1 and data != -1):
-        raise ValueError(f"The mesh needs 1 to {len(devices)} devices along each axis, or data=-1; got {asked}.")
+    require(
+        min(fsdp, tensor) >= 1 and (data >= 1 or data == -1),
+        f"The mesh needs 1 to {len(devices)} devices along each axis, or data=-1; got {asked}.",
+    )
     if data == -1:
         data = len(devices) // (fsdp * tensor)
-        if data * fsdp * tensor != len(devices):
-            raise ValueError(f"fsdp x tensor must divide the {len(devices)} devices that there are; got {asked}.")
+        require(
+            data * fsdp * tensor == len(devices),
+            f"fsdp x tensor must divide the {len(devices)} devices that there are; got {asked}.",
+        )
     count = data * fsdp * tensor
-    if count > len(devices):
-        raise ValueError(f"The mesh can have 1 to {len(devices)} devices here, not {count}; got {asked}.")
-    if jax.process_count() > 1 and count != len(devices):
-        raise ValueError(f"With several processes the mesh must use all {len(devices)} devices; got {asked}.")
+    require(count <= len(devices), f"The mesh can have 1 to {len(devices)} devices here, not {count}; got {asked}.")
+    require(
+        jax.process_count() <= 1 or count == len(devices),
+        f"With several processes the mesh must use all {len(devices)} devices; got {asked}.",
+    )
     return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
 
 

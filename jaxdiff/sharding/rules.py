@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.pytrees import by_path
+
 __all__ = ["MIN_SIZE", "RULES", "Placement", "Rules", "describe", "format_placements", "placement", "state_sharding"]
 
 Rules: TypeAlias = tuple[tuple[str, tuple[str | None, ...]], ...]
@@ -129,10 +131,6 @@ def _largest(shape: tuple[int, ...], axes: list[tuple[str, ...]], sizes: Mapping
     return max(free or divisible, key=lambda axis: (part(axis), axis), default=None)
 
 
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def state_sharding(state: Any, mesh: Mesh, *, rules: Rules = RULES, min_size: int = MIN_SIZE) -> Any:
     """Choose the sharding of every array of a train state.
 
@@ -148,7 +146,8 @@ def state_sharding(state: Any, mesh: Mesh, *, rules: Rules = RULES, min_size: in
     """
 
     def one(path: Any, leaf: Any) -> NamedSharding:
-        decided = placement(_name(path), tuple(leaf.shape), mesh.shape, rules=rules, min_size=min_size)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        decided = placement(name, tuple(leaf.shape), mesh.shape, rules=rules, min_size=min_size)
         return NamedSharding(mesh, decided.spec)
 
     return jax.tree_util.tree_map_with_path(one, state)
@@ -167,14 +166,14 @@ def describe(
     """
     return [
         placement(
-            _name(path),
+            path,
             tuple(leaf.shape),
             mesh.shape,
             itemsize=leaf.dtype.itemsize,
             rules=rules,
             min_size=min_size,
         )
-        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+        for path, leaf in by_path(state).items()
     ]
 
 

@@ -149,8 +149,7 @@ def make_optimizer(
         ("end_lr", end_lr, end_lr >= 0, ">= 0"),
         ("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "> 0, or None for no clipping"),
     ):
-        if not holds:
-            raise ValueError(f"{name} must be {rule}; got {value}.")
+        require(holds, f"{name} must be {rule}; got {value}.")
     if schedule == "inverse_sqrt":
         rate = _inverse_sqrt(peak_lr, warmup_steps, decay_start)
     else:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff import ema
 from jaxdiff.training.optimizers import make_optimizer
-from jaxdiff.typing import Loss, Mean, Metrics, Params, StagedLoss
+from jaxdiff.typing import Loss, Mean, Metrics, Params, StagedLoss, require
 
 __all__ = ["TrainState", "init_state", "make_optimizer", "make_train_step", "num_updates"]
 
@@ -241,12 +241,14 @@ def make_train_step(
     Raises:
         ValueError: ``ema_decay`` or a count out of range, or micro-batches of a loss that is not in stages.
     """
-    if min(micro_batches, steps_per_call) < 1:
-        raise ValueError(
-            f"micro_batches and steps_per_call must be at least 1; got {micro_batches} and {steps_per_call}."
-        )
-    if micro_batches > 1 and not isinstance(loss, StagedLoss):
-        raise ValueError(f"micro_batches = {micro_batches} needs a StagedLoss, whose noise is drawn before the parts.")
+    require(
+        min(micro_batches, steps_per_call) >= 1,
+        f"micro_batches and steps_per_call must be at least 1; got {micro_batches} and {steps_per_call}.",
+    )
+    require(
+        micro_batches <= 1 or isinstance(loss, StagedLoss),
+        f"micro_batches = {micro_batches} needs a StagedLoss, whose noise is drawn before the parts.",
+    )
     profile = ema.warmup(float(ema_decay)) if isinstance(ema_decay, (int, float)) else ema_decay
     staged = _staged(loss)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.training.step import TrainState, global_norm
-from jaxdiff.typing import Params
+from jaxdiff.typing import Params, require
 
 __all__ = ["DivergedError", "raise_if_diverged", "read_tally", "reset_tally"]
 
@@ -72,8 +72,7 @@ def raise_if_diverged(state: TrainState, *, limit: int) -> None:
         ValueError: limit < 1.
         DivergedError: ``limit`` or more steps in a row had a loss, gradient or update that is not finite.
     """
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1; got {limit}.")
+    require(limit >= 1, f"limit must be at least 1; got {limit}.")
     in_row = int(state.skipped_in_row)
     if in_row >= limit:
         loss = read_tally(state)["loss"]

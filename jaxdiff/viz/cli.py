@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float32
 
-from jaxdiff.typing import Schedule
+from jaxdiff.typing import Schedule, require
 from jaxdiff.viz.curves import embedding_map, loss_curves, read_log, schedule_curves
 from jaxdiff.viz.strips import forward_strip, reverse_gif, reverse_strip
 from jaxdiff.viz.style import save_figure
@@ -95,8 +95,7 @@ def embedding(out: Picture, /, *, dim: int = 128, steps: int = 1000, max_period:
         steps: number of diffusion steps.
         max_period: longest period of the sinusoids, in steps divided by 2 pi.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    require(steps >= 1, f"steps must be at least 1, got {steps}")
     return save_figure(embedding_map(positions=np.arange(steps), dim=dim, max_period=max_period), out)
 
 
@@ -197,8 +196,7 @@ def _schedules(steps: int) -> dict[str, Schedule]:
     """
     from jaxdiff import schedules as known
 
-    if steps < 21:
-        raise ValueError(f"steps must be at least 21, got {steps}: published betas, scaled to fewer, exceed 1")
+    require(steps >= 21, f"steps must be at least 21, got {steps}: published betas, scaled to fewer, exceed 1")
     ends = {"beta_start": 1e-4 * 1000 / steps, "beta_end": 2e-2 * 1000 / steps}
     scaled = {"beta_start": 8.5e-4 * 1000 / steps, "beta_end": 1.2e-2 * 1000 / steps}
     return {
@@ -215,8 +213,7 @@ def _schedules(steps: int) -> dict[str, Schedule]:
 
 def _images(data: str, count: int) -> Float32[np.ndarray, "n h w c"]:
     """The first images of a data set, in model space."""
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    require(count >= 1, f"count must be at least 1, got {count}")
     if data == "digits":
         from jaxdiff.data import digits
 
@@ -231,22 +228,18 @@ def _images(data: str, count: int) -> Float32[np.ndarray, "n h w c"]:
         from jaxdiff.data import folder
 
         source = folder(data)
-    if source.spec.kind != "image":
-        raise ValueError(f"{data} holds {source.spec.kind} data, not images")
+    require(source.spec.kind == "image", f"{data} holds {source.spec.kind} data, not images")
     pixels = np.stack([np.asarray(source[i]["x"]) for i in range(min(count, len(source)))])
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def _trajectory(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The arrays of a stored sampling run."""
-    if not run.is_file():
-        raise ValueError(f"no file {run}")
-    if not zipfile.is_zipfile(run):
-        raise ValueError(f"{run} is no .npz file")
+    require(run.is_file(), f"no file {run}")
+    require(zipfile.is_zipfile(run), f"{run} is no .npz file")
     with np.load(run, allow_pickle=False) as stored:
         for name, rank in (("trajectory", 5), ("sigmas", 1)):
-            if name not in stored:
-                raise ValueError(f"{run} has no array {name!r}, only {', '.join(stored.files)}")
+            require(name in stored, f"{run} has no array {name!r}, only {', '.join(stored.files)}")
             if stored[name].ndim != rank:
                 raise ValueError(f"{name!r} of {run} must have {rank} axes, got shape {stored[name].shape}")
         return stored["trajectory"], stored["sigmas"], stored["denoised"] if "denoised" in stored else None

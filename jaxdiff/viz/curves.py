@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
 
-from jaxdiff.typing import Schedule
+from jaxdiff.typing import Schedule, require
 from jaxdiff.viz.style import COLOURS, LINE_STYLES, AnyArray, figure, smooth, style
 
 if TYPE_CHECKING:
@@ -46,8 +46,10 @@ def schedule_curves(
     Raises:
         ValueError: no schedule, or fewer than 2 steps.
     """
-    if not schedules or steps < 2:
-        raise ValueError(f"at least one schedule and 2 steps are needed, got {len(schedules)} and {steps}")
+    require(
+        len(schedules) > 0 and steps >= 2,
+        f"at least one schedule and 2 steps are needed, got {len(schedules)} and {steps}",
+    )
     with style():
         new = figure(11.5, 3.7)
         axes: Any = new.subplots(1, 3)
@@ -107,10 +109,8 @@ def sinusoid(
 
     Reference: Vaswani et al. 2017, section 3.5, arXiv:1706.03762; halves side by side as in Ho et al. 2020.
     """
-    if dim < 2 or dim % 2:
-        raise ValueError(f"dim must be even and at least 2, got {dim}")
-    if not max_period > 1:
-        raise ValueError(f"max_period must be above 1, got {max_period}")
+    require(dim >= 2 and dim % 2 == 0, f"dim must be even and at least 2, got {dim}")
+    require(max_period > 1, f"max_period must be above 1, got {max_period}")
     half = dim // 2
     angles = np.asarray(positions, np.float64)[:, None] * max_period ** (-np.arange(half) / half)[None]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
@@ -144,8 +144,7 @@ def embedding_map(
         positions = np.arange(1000 if embedding is None else len(embedding))
     rows = np.asarray(positions)
     values = sinusoid(rows, dim, max_period=max_period) if embedding is None else np.asarray(embedding)
-    if len(values) != len(rows) or not len(rows):
-        raise ValueError(f"embedding has {len(values)} rows for {len(rows)} positions")
+    require(len(values) == len(rows) > 0, f"embedding has {len(values)} rows for {len(rows)} positions")
     halves = f" ({dim // 2} sines, {dim // 2} cosines)" if embedding is None else ""
     bound = max(float(np.abs(values).max()), 1e-12)
     with style():
@@ -197,8 +196,7 @@ def read_log(path: str | os.PathLike[str]) -> Log:
         for name, value in entry.items():
             if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
                 series.setdefault(name, {})[step] = float(value)
-    if not series:
-        raise ValueError(f"{path} holds no logged numbers")
+    require(bool(series), f"{path} holds no logged numbers")
     log = {}
     for name, points in series.items():
         steps = sorted(points)
@@ -231,8 +229,7 @@ def loss_curves(
     Raises:
         ValueError: a log without "loss", smoothing outside [0, 1), or edges that do not fit the bins.
     """
-    if "loss" not in log:
-        raise ValueError(f"the log has no 'loss', only {', '.join(sorted(log)) or 'nothing'}")
+    require("loss" in log, f"the log has no 'loss', only {', '.join(sorted(log)) or 'nothing'}")
     bins = sorted((name for name in log if _BIN.fullmatch(name)), key=lambda name: int(name[9:]))
     names = _bin_names([int(name[9:]) for name in bins], bin_edges)
     panels = ["loss"] + ["grad_norm"] * ("grad_norm" in log) + ["bins"] * bool(bins)
@@ -340,10 +337,11 @@ def knob_study(
         ValueError: lengths that differ, or a logarithmic axis for values that are not positive.
     """
     x, *quantities = (np.asarray(values, np.float64) for values in (knob, first, second))
-    if not len(x) or any(len(values) != len(x) for values in quantities):
-        raise ValueError(f"one value is needed for each of {len(x)} settings, got {[len(v) for v in quantities]}")
-    if log_knob and x.min() <= 0:
-        raise ValueError(f"a logarithmic axis needs positive settings, got {x.min()}")
+    require(
+        len(x) > 0 and all(len(values) == len(x) for values in quantities),
+        f"one value is needed for each of {len(x)} settings, got {[len(v) for v in quantities]}",
+    )
+    require(not (log_knob and x.min() <= 0), f"a logarithmic axis needs positive settings, got {x.min()}")
     order = np.argsort(x)
     with style():
         new = figure(5.6, 5.0)

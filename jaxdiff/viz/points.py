@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Shaped
 
+from jaxdiff.typing import require
 from jaxdiff.viz.style import COLOURS, AnyArray, figure, style
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def noise_histogram(
     for name, values in series.items():
         if not len(values) or not np.isfinite(values).all():
             raise ValueError(f"{name} must hold finite values, got {len(values)} with {np.isnan(values).sum()} NaN")
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+    require(bins >= 1, f"bins must be at least 1, got {bins}")
     both = np.concatenate(list(series.values()))
     edges = np.histogram_bin_edges(both, bins=bins)
     with style():
@@ -84,8 +84,10 @@ def scatter_2d(
         ValueError: no points, or points that are not finite.
     """
     real, ours = np.asarray(data, np.float64)[:most], np.asarray(samples, np.float64)[:most]
-    if not len(real) or not len(ours) or not (np.isfinite(real).all() and np.isfinite(ours).all()):
-        raise ValueError(f"finite points are needed on both sides, got {len(real)} and {len(ours)}")
+    require(
+        len(real) > 0 and len(ours) > 0 and bool(np.isfinite(real).all() and np.isfinite(ours).all()),
+        f"finite points are needed on both sides, got {len(real)} and {len(ours)}",
+    )
     low, high = real.min(axis=0), real.max(axis=0)
     margin = 0.15 * (high - low).max() + 1e-9
     outside = int(((ours < low - margin) | (ours > high + margin)).any(axis=1).sum())

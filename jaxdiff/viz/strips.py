@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
 from jaxdiff.outputs import Metadata, image_grid, write_gif
-from jaxdiff.typing import Schedule
+from jaxdiff.typing import Schedule, require
 from jaxdiff.viz.style import AnyArray, displayable, image_table, pick
 
 if TYPE_CHECKING:
@@ -64,8 +64,10 @@ def mixture_scale(x: Float[AnyArray, "n ..."], sigmas: Float[AnyArray, " _"]) ->
 
 def _divided(x: AnyArray, sigmas: AnyArray, divisor: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     states, levels = np.asarray(x), np.asarray(sigmas, np.float64)
-    if levels.shape != states.shape[:1]:
-        raise ValueError(f"one sigma is needed for each of {len(states)} states, got shape {levels.shape}")
+    require(
+        levels.shape == states.shape[:1],
+        f"one sigma is needed for each of {len(states)} states, got shape {levels.shape}",
+    )
     if not (np.isfinite(levels).all() and (levels >= 0).all()):
         raise ValueError(f"sigmas must be finite and not negative, got {levels}")
     factor = 1 / divisor(levels)
@@ -102,8 +104,7 @@ def forward_strip(
     """
     num_steps = getattr(schedule, "num_steps", None)
     if times is None:
-        if columns < 2:
-            raise ValueError(f"columns must be at least 2, got {columns}")
+        require(columns >= 2, f"columns must be at least 2, got {columns}")
         t = np.linspace(0.0, 1.0, columns)
         t = np.rint(t * num_steps) / num_steps if num_steps else t
     else:
@@ -153,8 +154,10 @@ def denoiser_pairs(
     rows = {"clean": clean, "input": noisy, "output": denoised}
     drawn = {name: np.asarray(images) for name, images in rows.items() if images is not None}
     count = len(drawn["input"])
-    if any(len(images) != count for images in drawn.values()) or (amounts is not None and len(amounts) != count):
-        raise ValueError("noisy, denoised, clean and amounts must have one length")
+    require(
+        all(len(images) == count for images in drawn.values()) and (amounts is None or len(amounts) == count),
+        "noisy, denoised, clean and amounts must have one length",
+    )
     titles = [""] * count if amounts is None else [f"{amount_name} = {_short(float(a))}" for a in np.asarray(amounts)]
     return image_table(list(drawn.values()), column_titles=titles, row_titles=list(drawn), title=title)
 
@@ -187,8 +190,7 @@ def reverse_strip(
         ValueError: lengths that do not fit, or fewer than two columns or one sample.
     """
     states, levels = np.asarray(trajectory), np.asarray(sigmas)
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
+    require(samples >= 1, f"samples must be at least 1, got {samples}")
     chosen = pick(len(states), columns)
     visible = scale(states[chosen], levels[chosen])
     estimates = None
@@ -196,8 +198,10 @@ def reverse_strip(
         estimates = np.asarray(denoised)
         if len(estimates) == len(states) - 1:  # the last state is its own estimate
             estimates = np.concatenate([estimates, states[-1:]])
-        if estimates.shape != states.shape:
-            raise ValueError(f"denoised must have shape {states.shape} or one state less, got {estimates.shape}")
+        require(
+            estimates.shape == states.shape,
+            f"denoised must have shape {states.shape} or one state less, got {estimates.shape}",
+        )
     rows, names = [], []
     for sample in range(min(samples, states.shape[1])):
         rows.append(visible[:, sample])
@@ -294,8 +298,10 @@ def sample_grid(
     from jaxdiff.viz.style import figure, show_image, style
 
     drawn = displayable(images)
-    if not len(drawn) or columns < 1 or (labels is not None and len(labels) != len(drawn)):
-        raise ValueError(f"{len(drawn)} images do not fit {columns} columns or the number of labels")
+    require(
+        len(drawn) > 0 and columns >= 1 and (labels is None or len(labels) == len(drawn)),
+        f"{len(drawn)} images do not fit {columns} columns or the number of labels",
+    )
     columns = min(columns, len(drawn))
     rows = -(-len(drawn) // columns)
     with style():

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from jaxdiff.outputs.atomic import replacing
+from jaxdiff.typing import require
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -109,8 +110,7 @@ def save_figure(figure: "matplotlib.figure.Figure", path: str | os.PathLike[str]
         ValueError: no suffix, or one that matplotlib does not know.
     """
     path = Path(path)
-    if not path.suffix:
-        raise ValueError(f"{path} needs a suffix that says the format, e.g. .png")
+    require(bool(path.suffix), f"{path} needs a suffix that says the format, e.g. .png")
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:])
     return path
@@ -129,12 +129,13 @@ def displayable(images: Shaped[AnyArray, "... h w c"]) -> Float[np.ndarray, "...
         ValueError: another type or channel count, or values that are not finite.
     """
     values = np.asarray(images)
-    if values.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"images must have 1, 3 or 4 channels last, got shape {values.shape}")
+    require(values.shape[-1] in (1, 3, 4), f"images must have 1, 3 or 4 channels last, got shape {values.shape}")
     if values.dtype == np.uint8:
         return values.astype(np.float32) / np.float32(255)
-    if not np.issubdtype(values.dtype, np.floating):
-        raise ValueError(f"images must be uint8 or floating point in [-1, 1], got {values.dtype}")
+    require(
+        np.issubdtype(values.dtype, np.floating),
+        f"images must be uint8 or floating point in [-1, 1], got {values.dtype}",
+    )
     if not np.isfinite(values).all():
         raise ValueError(f"images hold {np.count_nonzero(~np.isfinite(values))} values that are not finite")
     return (values.astype(np.float32).clip(-1, 1) + 1) / 2
@@ -218,8 +219,7 @@ def pick(count: int, most: int) -> list[int]:
     Raises:
         ValueError: fewer than one, or a choice of fewer than two out of several.
     """
-    if count < 1 or most < min(2, count):
-        raise ValueError(f"cannot choose {most} of {count}: at least 2 columns are needed")
+    require(count >= 1 and most >= min(2, count), f"cannot choose {most} of {count}: at least 2 columns are needed")
     return sorted({math.floor(i + 0.5) for i in np.linspace(0, count - 1, min(count, most))})
 
 
@@ -238,8 +238,7 @@ def smooth(values: Shaped[np.ndarray, " n"], weight: float) -> Float[np.ndarray,
     Raises:
         ValueError: a weight outside [0, 1).
     """
-    if not 0 <= weight < 1:
-        raise ValueError(f"the smoothing weight must be in [0, 1), got {weight}")
+    require(0 <= weight < 1, f"the smoothing weight must be in [0, 1), got {weight}")
     smoothed = np.full(len(values), np.nan)
     mean, left = 0.0, 1.0
     for i, value in enumerate(np.asarray(values, np.float64)):

@@ -14,7 +14,7 @@ from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import Conv, GroupNorm, LayerNorm, Linear, upsample_nearest
 from jaxdiff.networks.layers.embeddings import LabelEmbedding, labels_or_null, sinusoidal_embedding
 from jaxdiff.networks.layers.stack import Remat, run_block
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = [
     "CrossTransformer",
@@ -271,12 +271,12 @@ def check_levels(widths: Sequence[int], blocks: int, groups: int, dropout: float
     Raises:
         ValueError: naming the field and the value received.
     """
-    if not widths or min(widths) < 1 or groups < 1 or any(width % groups for width in widths):
-        raise ValueError(f"widths must be positive multiples of groups={groups}, got widths={tuple(widths)}")
-    if blocks < 1:
-        raise ValueError(f"blocks must be at least 1, got {blocks}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    require(
+        min(widths, default=0) >= 1 and groups >= 1 and all(width % groups == 0 for width in widths),
+        f"widths must be positive multiples of groups={groups}, got widths={tuple(widths)}",
+    )
+    require(blocks >= 1, f"blocks must be at least 1, got {blocks}")
+    require(0.0 <= dropout < 1.0, f"dropout must be in [0, 1), got {dropout}")
 
 
 def down_path(

@@ -17,7 +17,7 @@ from jaxdiff.networks.layers.conditioning import read_input
 from jaxdiff.networks.layers.embeddings import labels_or_null
 from jaxdiff.networks.layers.initializers import Initializer, constant, declare, fan_in_uniform, glorot_uniform
 from jaxdiff.networks.layers.resample import BOX, downsample, upsample
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["BlockStyle", "ImageAttention", "LabelRows", "UNetBlock", "augment_rows", "norm"]
 
@@ -132,8 +132,10 @@ class ImageAttention(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Mix the pixels of each row of ``x``."""
         channels = x.shape[-1]
-        if self.heads < 1 or channels % self.heads:
-            raise ValueError(f"attention needs at least one head, and heads that divide {channels}; got {self.heads}")
+        require(
+            self.heads >= 1 and channels % self.heads == 0,
+            f"attention needs at least one head, and heads that divide {channels}; got {self.heads}",
+        )
         # Glorot: the published queries, keys and values have a fifth of the usual variance.
         qkv = self.style.linear(x, 3 * channels, "qkv", math.sqrt(0.2))
         q, k, v = einops.rearrange(qkv, "b h w (three n d) -> three b (h w) n d", three=3, n=self.heads)

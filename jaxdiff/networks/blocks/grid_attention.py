@@ -9,6 +9,7 @@ from einops import rearrange, repeat
 from jaxtyping import Array, Float
 
 from jaxdiff.networks.kernels.attention import attend
+from jaxdiff.typing import require
 
 __all__ = [
     "axial_angles",
@@ -164,8 +165,10 @@ def neighborhood_attention(
     Reference: Hassani et al. 2022, Neighborhood attention transformer, arXiv:2204.07143.
     """
     b, h, w = q.shape[:3]
-    if reach % 2 == 0 or min(h, w) < reach:
-        raise ValueError(f"a neighborhood of an odd reach={reach} needs at least as many tokens a side, got {h}x{w}")
+    require(
+        reach % 2 != 0 and min(h, w) >= reach,
+        f"a neighborhood of an odd reach={reach} needs at least as many tokens a side, got {h}x{w}",
+    )
     (rows, row_mask), (columns, column_mask) = _tiles(h, reach), _tiles(w, reach)
     tile = (row_mask.shape[1], column_mask.shape[1])
 

@@ -22,7 +22,7 @@ from jaxdiff.networks.layers import Linear, RMSNorm
 from jaxdiff.networks.layers.conditioning import read_input
 from jaxdiff.networks.layers.embeddings import LabelEmbedding, labels_or_null
 from jaxdiff.networks.layers.initializers import constant, declare
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["Attention", "ConditionMapping", "HourglassLayer", "Level", "linear"]
 
@@ -59,19 +59,19 @@ class Level:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention must be one of {ATTENTIONS}, got {self.attention!r}")
+        require(self.attention in ATTENTIONS, f"attention must be one of {ATTENTIONS}, got {self.attention!r}")
         heads = self.attention != "none"
         odd = heads and (self.head_dim < 8 or self.head_dim % 8 > 0 or self.width % self.head_dim > 0)
-        if self.depth < 1 or self.width < 1 or odd:
-            raise ValueError(
-                "a level needs depth >= 1, head_dim a multiple of 8 and width a multiple of head_dim; got "
-                f"depth={self.depth}, width={self.width}, head_dim={self.head_dim}"
-            )
-        if self.reach < 1 or (self.attention == "neighborhood" and self.reach % 2 == 0):
-            raise ValueError(f"reach must be positive, and odd for a neighborhood; got {self.reach}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        require(
+            self.depth >= 1 and self.width >= 1 and not odd,
+            "a level needs depth >= 1, head_dim a multiple of 8 and width a multiple of head_dim; got "
+            f"depth={self.depth}, width={self.width}, head_dim={self.head_dim}",
+        )
+        require(
+            self.reach >= 1 and (self.attention != "neighborhood" or self.reach % 2 != 0),
+            f"reach must be positive, and odd for a neighborhood; got {self.reach}",
+        )
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
 
 
 def linear(features: int, name: str, dtype: DTypeLike = jnp.float32, *, zero: bool = False) -> Linear:

@@ -17,7 +17,7 @@ from jaxdiff.networks.layers import Conv, Linear, RMSNorm, space_to_depth, upsam
 from jaxdiff.networks.layers.embeddings import LabelEmbedding, labels_or_null, sinusoidal_embedding
 from jaxdiff.networks.layers.initializers import declare, normal
 from jaxdiff.networks.layers.stack import Remat, run_block
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = [
     "MemoryAttention",
@@ -59,11 +59,11 @@ def for_each_level(value: int | tuple[int, ...], levels: int) -> tuple[int, ...]
         ValueError: a tuple of another length, or a number below 1.
     """
     values = value if isinstance(value, tuple) else (value,) * (levels + 1)
-    if len(values) != levels + 1 or min(values) < 1:
-        raise ValueError(
-            f"give one positive number for all attentions, or {levels + 1}: each of the {levels} levels and the "
-            f"middle; got {value}"
-        )
+    require(
+        len(values) == levels + 1 and min(values) >= 1,
+        f"give one positive number for all attentions, or {levels + 1}: each of the {levels} levels and the "
+        f"middle; got {value}",
+    )
     return values
 
 
@@ -83,18 +83,18 @@ def check_unet_fields(
     Raises:
         ValueError: see the message.
     """
-    if dim < 4 or dim % 2:
-        raise ValueError(f"dim must be even and at least 4, got {dim}")
-    if not dim_mults or min(dim_mults) < 1:
-        raise ValueError(f"dim_mults needs at least one positive multiple, got {dim_mults}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-    if embedding not in ("sinusoidal", "learned", "random"):
-        raise ValueError(f'embedding must be "sinusoidal", "learned" or "random", got {embedding!r}')
-    if fourier_dim < 2 or fourier_dim % 2:
-        raise ValueError(f"fourier_dim must be even and at least 2, got {fourier_dim}")
-    if len(frequencies) not in (0, fourier_dim // 2):
-        raise ValueError(f"frequencies must be {fourier_dim // 2} numbers or none, got {len(frequencies)}")
+    require(dim >= 4 and dim % 2 == 0, f"dim must be even and at least 4, got {dim}")
+    require(min(dim_mults, default=0) >= 1, f"dim_mults needs at least one positive multiple, got {dim_mults}")
+    require(0.0 <= dropout < 1.0, f"dropout must be in [0, 1), got {dropout}")
+    require(
+        embedding in ("sinusoidal", "learned", "random"),
+        f'embedding must be "sinusoidal", "learned" or "random", got {embedding!r}',
+    )
+    require(fourier_dim >= 2 and fourier_dim % 2 == 0, f"fourier_dim must be even and at least 2, got {fourier_dim}")
+    require(
+        len(frequencies) in (0, fourier_dim // 2),
+        f"frequencies must be {fourier_dim // 2} numbers or none, got {len(frequencies)}",
+    )
     for value in (heads, head_dim):
         for_each_level(value, len(dim_mults))
 

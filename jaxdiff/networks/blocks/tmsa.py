@@ -13,7 +13,7 @@ from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers import LayerNorm, Linear, check_divisible
 from jaxdiff.networks.layers.embeddings import labels_or_null, sinusoidal_embedding
 from jaxdiff.networks.layers.initializers import Initializer, constant, declare, glorot_uniform, normal
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["TIMES", "TMSA", "DiffiTBlock", "Time", "TimeToken", "merge_windows", "relative_bias", "split_windows"]
 
@@ -103,18 +103,21 @@ class TMSA(nn.Module):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.heads < 1 or (self.window is not None and self.window < 1):
-            raise ValueError(f"heads and window must be at least 1, got {self.heads} and {self.window}")
-        if self.time not in ("qkv", "bias", "none"):
-            raise ValueError(f"time must be one of qkv, bias, none; got {self.time!r}")
+        require(
+            self.heads >= 1 and (self.window is None or self.window >= 1),
+            f"heads and window must be at least 1, got {self.heads} and {self.window}",
+        )
+        require(self.time in ("qkv", "bias", "none"), f"time must be one of qkv, bias, none; got {self.time!r}")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]) -> Float[Array, "b h w c"]:
         """Mix the positions of each window of each row of ``x``, as the time token ``embedding`` says."""
         (height, width, channels), zeros = x.shape[1:], constant(0.0)
-        if channels % self.heads:
-            raise ValueError(f"the channels must be divisible by heads={self.heads}, got {channels} channels")
+        require(
+            channels % self.heads == 0,
+            f"the channels must be divisible by heads={self.heads}, got {channels} channels",
+        )
         if self.window is not None:
             check_divisible((height, width), self.window)
         rows, columns = (self.window, self.window) if self.window is not None else (height, width)
@@ -164,8 +167,7 @@ class DiffiTBlock(nn.Module):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.time not in TIMES:
-            raise ValueError(f"time must be one of {', '.join(TIMES)}; got {self.time!r}")
+        require(self.time in TIMES, f"time must be one of {', '.join(TIMES)}; got {self.time!r}")
         super().__post_init__()
 
     @nn.compact

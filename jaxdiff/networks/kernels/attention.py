@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdiff.networks.kernels.cpu_attention import softmax_by_rows
 from jaxdiff.networks.kernels.forms import asked_attention, one_cpu, plain
+from jaxdiff.typing import require
 
 _log = logging.getLogger("jaxdiff")
 
@@ -56,8 +57,10 @@ def attention_form(
             f"heads of {head}, not a multiple of 8 up to 128": head % 8 != 0 or head > 128,
         }
         reason = ", ".join(text for text, holds in reasons.items() if holds)
-        if reason and asked == "cudnn":
-            raise ValueError(f"attention is to be cudnn, but cannot: {reason}. Use runtime.attention auto or xla.")
+        require(
+            not (reason and asked == "cudnn"),
+            f"attention is to be cudnn, but cannot: {reason}. Use runtime.attention auto or xla.",
+        )
         return ("xla", reason) if reason else ("cudnn", "")
     if backend != "cpu":
         return "xla", ""

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxdiff.networks.kernels.attention import attend
 from jaxdiff.networks.layers.basic import GroupNorm, Linear
 from jaxdiff.networks.layers.initializers import constant, glorot_uniform
+from jaxdiff.typing import require
 
 __all__ = ["LinearAttention", "SelfAttention", "TokenAttention"]
 
@@ -33,8 +34,7 @@ class TokenAttention(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         """Mix the tokens of each row of ``x``."""
         width = x.shape[-1]
-        if width % self.heads:
-            raise ValueError(f"attention width must be divisible by heads={self.heads}, got {width}")
+        require(width % self.heads == 0, f"attention width must be divisible by heads={self.heads}, got {width}")
         joint = glorot_uniform(width, 3 * width)
         zeros = constant(0.0)
         qkv = Linear(3 * width, kernel_init=joint, bias_init=zeros, dtype=self.dtype, name="qkv")(x)

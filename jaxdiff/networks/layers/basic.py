@@ -19,6 +19,7 @@ from jaxdiff.networks.kernels.convolution import convolve, upsample_convolve, up
 from jaxdiff.networks.kernels.cpu_convolution import add_channelwise, fold_rows
 from jaxdiff.networks.kernels.forms import one_cpu
 from jaxdiff.networks.layers.initializers import Initializer, constant, declare, fan_in_uniform
+from jaxdiff.typing import require
 
 __all__ = [
     "Conv",
@@ -65,13 +66,12 @@ def check_channels(network: str, shape: tuple[int, ...], channels: int) -> None:
     Raises:
         ValueError: naming the shape received and the fix.
     """
-    if len(shape) != 4:
-        raise ValueError(f"{network} takes images (batch, height, width, channels), got shape {shape}")
-    if shape[-1] != channels:
-        raise ValueError(
-            f"{network} was built for channels={channels} but got an input with {shape[-1]} channels "
-            f"(shape {shape}, channels last); build it with channels={shape[-1]}"
-        )
+    require(len(shape) == 4, f"{network} takes images (batch, height, width, channels), got shape {shape}")
+    require(
+        shape[-1] == channels,
+        f"{network} was built for channels={channels} but got an input with {shape[-1]} channels "
+        f"(shape {shape}, channels last); build it with channels={shape[-1]}",
+    )
 
 
 def space_to_depth(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h2 w2 c2"]:
@@ -173,8 +173,10 @@ class Conv(nn.Module):
             kernel = (kernel - mean) * jax.lax.rsqrt(kernel.var(moments, keepdims=True) + 1e-5)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.upsampled:
-            if self.stride != 1 or self.padding is not None:
-                raise ValueError(f"upsampled takes no stride and no padding, got {self.stride} and {self.padding}")
+            require(
+                self.stride == 1 and self.padding is None,
+                f"upsampled takes no stride and no padding, got {self.stride} and {self.padding}",
+            )
             y = upsample_convolve(x, kernel)
         else:
             y = convolve(x, kernel, stride=self.stride, padding=self.padding)
@@ -230,8 +232,10 @@ class GroupNorm(nn.Module):
     ) -> Float[Array, "b *space c"]:
         """Normalise ``x``; statistics in float32, result in the type of ``x``."""
         channels = x.shape[-1]
-        if channels % self.groups:
-            raise ValueError(f"GroupNorm needs channels divisible by groups={self.groups}, got {channels} channels")
+        require(
+            channels % self.groups == 0,
+            f"GroupNorm needs channels divisible by groups={self.groups}, got {channels} channels",
+        )
         gamma = declare(self, "scale", constant(1.0), (channels,))[None]
         beta = declare(self, "bias", constant(0.0), (channels,))[None]
         values = x.astype(jnp.float32)

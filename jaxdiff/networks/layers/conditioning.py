@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdiff.networks.layers.basic import Linear
 from jaxdiff.networks.layers.initializers import Initializer, declare, normal
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = ["VectorEmbedding", "concat_image", "read_input", "tokens_and_mask"]
 
@@ -25,8 +25,7 @@ def read_input(cond: Cond, name: str, shape: tuple[int, ...]) -> Array | None:
     if cond is None or name not in cond:
         return None
     value = cond[name]
-    if value.shape != shape:
-        raise ValueError(f'cond["{name}"] must have shape {shape}, got {value.shape}')
+    require(value.shape == shape, f'cond["{name}"] must have shape {shape}, got {value.shape}')
     return value.astype(jnp.float32)
 
 
@@ -67,8 +66,10 @@ def tokens_and_mask(
     if cond is None or "tokens" not in cond:
         return jnp.zeros((batch, absent, width)), None
     tokens = cond["tokens"]
-    if tokens.ndim != 3 or tokens.shape[0] != batch or tokens.shape[2] != width:
-        raise ValueError(f'cond["tokens"] must have shape ({batch}, n, {width}), got {tokens.shape}')
+    require(
+        tokens.ndim == 3 and tokens.shape[0] == batch and tokens.shape[2] == width,
+        f'cond["tokens"] must have shape ({batch}, n, {width}), got {tokens.shape}',
+    )
     mask = read_input(cond, "tokens_mask", tokens.shape[:2])
     return tokens.astype(jnp.float32), None if mask is None else mask > 0
 

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from jaxdiff.networks.layers.initializers import Initializer
+from jaxdiff.typing import require
 
 __all__ = ["draw", "draw_split"]
 
@@ -179,8 +180,7 @@ def _drawn(
     total = sum(math.prod(piece.shape) for piece in pieces)
     if not total:
         return jnp.zeros((0,), jnp.float32)
-    if total >= 2**32 - CHUNK:
-        raise ValueError(f"{total} entries on one device are too many to draw: split them over more devices")
+    require(total < 2**32 - CHUNK, f"{total} entries on one device are too many to draw: split them over more devices")
     rank = max(len(piece.shape) for piece in pieces)
     shapes, strides = (
         np.array([(1,) * (rank - len(row)) + row for row in rows], np.uint64).reshape(-1, rank).astype(np.uint32)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.networks.layers.basic import Linear
 from jaxdiff.networks.layers.initializers import declare, normal
-from jaxdiff.typing import Cond
+from jaxdiff.typing import Cond, require
 
 __all__ = [
     "LabelEmbedding",
@@ -24,8 +24,10 @@ __all__ = [
 
 def _frequencies(dim: int, max_period: float, endpoint: bool = True) -> np.ndarray:
     """Angular frequencies from 1 down to 1/max_period (or one step short of it), geometric; (dim/2,) float64."""
-    if dim < 2 or dim % 2:
-        raise ValueError(f"a sinusoidal embedding needs an even number of dimensions, at least 2; got {dim}")
+    require(
+        dim >= 2 and dim % 2 == 0,
+        f"a sinusoidal embedding needs an even number of dimensions, at least 2; got {dim}",
+    )
     half = dim // 2
     return np.exp(-math.log(max_period) * np.arange(half) / max(half - endpoint, 1))
 
@@ -104,8 +106,7 @@ def grid_positions(height: int, width: int, dim: int) -> Float[Array, "tokens {d
 
     Reference: Peebles and Xie 2022, section 3.2, arXiv:2212.09748.
     """
-    if dim < 4 or dim % 4:
-        raise ValueError(f"the encoding of a grid needs a multiple of 4 dimensions, got {dim}")
+    require(dim >= 4 and dim % 4 == 0, f"the encoding of a grid needs a multiple of 4 dimensions, got {dim}")
     frequencies = _frequencies(dim // 2, 10_000.0, endpoint=False)
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies[None] for axis in (columns, rows)]
@@ -129,10 +130,10 @@ def labels_or_null(cond: Cond, batch: int, num_classes: int) -> Int[Array, " {ba
     if cond is None or "label" not in cond:
         return jnp.full((batch,), num_classes, jnp.int32)
     label = cond["label"]
-    if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
-        raise ValueError(
-            f'cond["label"] must be one integer per row, shape ({batch},); got {label.dtype} of shape {label.shape}'
-        )
+    require(
+        label.shape == (batch,) and jnp.issubdtype(label.dtype, jnp.integer),
+        f'cond["label"] must be one integer per row, shape ({batch},); got {label.dtype} of shape {label.shape}',
+    )
     return label
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.typing import require
+
 __all__ = ["BOX", "FIR", "downsample", "upsample"]
 
 BOX = (1, 1)
@@ -20,8 +22,10 @@ FIR = (1, 3, 3, 1)
 
 
 def _check(taps: tuple[int, ...]) -> None:
-    if len(taps) < 2 or len(taps) % 2:
-        raise ValueError(f"a resampling filter needs an even number of taps, at least 2; got {taps}")
+    require(
+        len(taps) >= 2 and len(taps) % 2 == 0,
+        f"a resampling filter needs an even number of taps, at least 2; got {taps}",
+    )
 
 
 def _pad(x: Array, axis: int, amount: int) -> Array:
@@ -81,8 +85,10 @@ def downsample(
     Reference: Karras et al. 2022, arXiv:2206.00364; Song et al. 2020, arXiv:2011.13456.
     """
     _check(taps)
-    if x.shape[1] % 2 or x.shape[2] % 2:
-        raise ValueError(f"height and width must be even to be halved, got {x.shape[1]}x{x.shape[2]}")
+    require(
+        x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0,
+        f"height and width must be even to be halved, got {x.shape[1]}x{x.shape[2]}",
+    )
     for axis in (1, 2):
         x = _down(_pad(x, axis, len(taps) // 2 - 1 if pad else 0), axis, taps)
     return x

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from jaxdiff.typing import Params
+from jaxdiff.typing import Params, require
 
 __all__ = ["Remat", "RematPolicy", "run_block", "run_blocks", "stack_blocks"]
 
@@ -45,8 +45,7 @@ def run_block(block: nn.Module, *args: Any, train: bool, remat: Remat = False) -
     if not remat:
         return call(block, *args)
     policy = "full" if remat is True else remat
-    if policy not in POLICIES:
-        raise ValueError(f"remat must be True, False or one of {', '.join(POLICIES)}; got {remat!r}")
+    require(policy in POLICIES, f"remat must be True, False or one of {', '.join(POLICIES)}; got {remat!r}")
     return nn.remat(call, policy=POLICIES[policy])(block, *args)
 
 
@@ -109,8 +108,7 @@ def stack_blocks(params: Params, name: str = "block") -> Params:
     """
     pattern = re.compile(re.escape(name) + r"(\d+)")
     numbers = sorted(int(match[1]) for key in params if (match := pattern.fullmatch(key)))
-    if not numbers:
-        raise ValueError(f"no parameters of blocks {name}0, {name}1, ...; there are {sorted(params)}")
+    require(bool(numbers), f"no parameters of blocks {name}0, {name}1, ...; there are {sorted(params)}")
     blocks = [params[f"{name}{i}"] for i in numbers]
     rest = {key: value for key, value in params.items() if not pattern.fullmatch(key)}
     return rest | {f"{name}s": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
