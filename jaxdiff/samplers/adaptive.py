@@ -134,7 +134,7 @@ def _controlled(
     denoiser: Denoiser,
     x: Array,
     levels: _Levels,
-    numbers: tuple[Any, ...],
+    numbers: tuple[Scalar, ...],
     source: NoiseSource | None,
     order: int,
     max_steps: int,
