@@ -34,7 +34,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def sidecar(path: Path) -> Path:
-    """Where the metadata of a file that cannot hold any is kept: ``table.csv`` has ``table.csv.json``.
+    """Path of the metadata of a file that cannot hold any: ``table.csv`` has ``table.csv.json``.
 
     Args:
         path: the file described.
