@@ -29,7 +29,7 @@ __all__ = ["Stats", "dpm_adaptive", "rk45"]
 
 
 class Stats(NamedTuple):
-    """What an adaptive sampler did, for each sample: calls of the denoiser, steps taken and steps thrown away."""
+    """Counts of an adaptive sampler, for each sample: calls of the denoiser, steps taken and steps thrown away."""
 
     calls: Int[Array, " b"]
     accepted: Int[Array, " b"]
