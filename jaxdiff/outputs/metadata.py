@@ -22,7 +22,7 @@ __all__ = [
     "to_json",
 ]
 
-Metadata: TypeAlias = Mapping[str, Any]
+Metadata: TypeAlias = Mapping[str, object]
 """Names to JSON values: strings, finite numbers, booleans, None, and lists of them; NumPy and JAX too."""
 
 AnyArray: TypeAlias = np.ndarray | jax.Array

@@ -1,6 +1,5 @@
 """The optimizer as a plain function of simple arguments."""
 
-from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
@@ -8,7 +7,7 @@ import optax
 
 __all__ = ["LearningRate", "make_optimizer"]
 
-LearningRate: TypeAlias = Callable[[Any], Any]
+LearningRate: TypeAlias = optax.Schedule
 """Number of updates done -> learning rate of the next one."""
 
 
