@@ -202,7 +202,7 @@ def make_train_step(
     steps_per_call: int = 1,
     fetch: Callable[[PyTree, PyTree], Batch] | None = None,
     state_sharding: PyTree = None,
-    compiler_options: Mapping[str, str | bool] | None = None,
+    compiler_options: Mapping[str, str | bool | int | float] | None = None,
 ) -> Callable[[TrainState, PyTree, Key[Array, ""]], TrainState]:
     """Make the train step: one jitted function whose state argument is donated.
 
