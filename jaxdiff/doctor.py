@@ -15,13 +15,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from jaxdiff import cli, distributed
 from jaxdiff.checkpoints import Checkpoints
@@ -77,7 +78,7 @@ def _devices() -> Iterator[Verdict]:
         yield "warn", f"an NVIDIA card or driver is in this machine but jax runs on the CPU: {fix}"
 
 
-def _relative(x: Any, exact: Any) -> float:
+def _relative(x: PyTree, exact: PyTree) -> float:
     """Distance of two trees, relative to the norm of the second."""
     a, b = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).astype(float) for tree in (x, exact))
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
@@ -170,7 +171,7 @@ def _train_step() -> Iterator[Verdict]:
     )
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: PyTree, b: PyTree) -> bool:
     """Whether two trees of arrays have the same bits."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)

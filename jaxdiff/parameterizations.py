@@ -23,7 +23,7 @@ Sigmas = Float[Array, "..."]
 
 
 def time_condition(schedule: Schedule, sigma: Sigmas) -> Sigmas:
-    """What a network is told at level ``sigma``: the 0-based step, or 1000 t for a continuous schedule."""
+    """Noise input of a network at level ``sigma``: the 0-based step, or 1000 t for a continuous schedule."""
     t = schedule.time(sigma)
     if isinstance(schedule, DiscreteSchedule):
         return schedule.num_steps * t - 1

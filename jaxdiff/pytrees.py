@@ -16,7 +16,8 @@ import numpy as np
 from jax import lax
 from jax.core import eval_context
 from jax.extend.core import get_opaque_trace_state
-from jaxtyping import Array
+from jax.tree_util import PyTreeDef
+from jaxtyping import Array, PyTree
 
 __all__ = ["Bound", "Static", "bind", "by_path", "compiled", "constant", "exp", "is_traced", "log", "number", "pytree"]
 
@@ -51,7 +52,13 @@ class _Structure:
 
     __slots__ = ("_hash", "_key", "function", "places", "template", "treedef")
 
-    def __init__(self, function: Callable[..., Any], treedef: Any, template: list[Any], places: list[int]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., object],
+        treedef: PyTreeDef,  # pyright: ignore[reportInvalidTypeForm] (jax makes the name at run time)
+        template: list[object],
+        places: list[int],
+    ) -> None:
         self.function, self.treedef, self.template, self.places = function, treedef, template, places
         dynamic = set(places)
         # 1, 1.0 and True are equal, but make different programs: hence the type
@@ -67,7 +74,7 @@ class _Structure:
     def __hash__(self) -> int:
         return self._hash
 
-    def args(self, leaves: Sequence[Any]) -> Any:
+    def args(self, leaves: Sequence[object]) -> Any:
         flat = list(self.template)
         for place, leaf in zip(self.places, leaves, strict=True):
             flat[place] = leaf
@@ -84,7 +91,7 @@ class Bound:
 
     __slots__ = ("__weakref__", "leaves", "structure")
 
-    def __init__(self, leaves: tuple[Any, ...], structure: _Structure) -> None:
+    def __init__(self, leaves: tuple[object, ...], structure: _Structure) -> None:
         """Hold the leaves and their structure, from :func:`bind`."""
         self.leaves, self.structure = leaves, structure
 
@@ -109,12 +116,12 @@ class Bound:
         return self.leaves, self.structure
 
     @classmethod
-    def tree_unflatten(cls, structure: _Structure, leaves: Sequence[Any]) -> "Bound":
+    def tree_unflatten(cls, structure: _Structure, leaves: Sequence[object]) -> "Bound":
         """Rebuild, whatever the leaves are."""
         return cls(tuple(leaves), structure)
 
 
-def bind(function: Callable[..., Any], *args: Any) -> Bound:
+def bind(function: Callable[..., object], *args: Any) -> Bound:
     """Bind the first arguments of a function, as a pytree: ``bind(f, a, b)(x) == f(a, b, x)``.
 
     Args:
@@ -195,17 +202,17 @@ def pytree(cls: type[T]) -> type[T]:
     return cls
 
 
-def is_traced(tree: Any) -> bool:
+def is_traced(tree: PyTree) -> bool:
     """Whether a pytree holds an array of jax, traced or not, in place of a number."""
     return any(isinstance(leaf, Array) for leaf in jax.tree.leaves(tree))
 
 
-def log(value: Any) -> Any:
+def log(value: float | np.number | Array) -> Any:
     """Natural logarithm: at double precision of a Python number, traced of an array."""
     return jnp.log(value) if isinstance(value, Array) else math.log(value)
 
 
-def exp(value: Any) -> Any:
+def exp(value: float | np.number | Array) -> Any:
     """Exponential: at double precision of a Python number, traced of an array."""
     return jnp.exp(value) if isinstance(value, Array) else math.exp(value)
 
@@ -236,11 +243,11 @@ def _program(structure: _Structure) -> Callable[[tuple[Any, ...]], Any]:
     return jax.jit(run)
 
 
-def _is_static(value: Any) -> bool:
+def _is_static(value: object) -> bool:
     return isinstance(value, Static)
 
 
-def _hashable(value: Any) -> Any:
+def _hashable(value: object) -> object:
     try:
         hash(value)
     except TypeError:
@@ -248,7 +255,7 @@ def _hashable(value: Any) -> Any:
     return value
 
 
-def _as_jax(leaf: Any) -> Any:
+def _as_jax(leaf: object) -> Any:
     if isinstance(leaf, Static):
         return leaf.value
     if isinstance(leaf, np.ndarray | np.generic):

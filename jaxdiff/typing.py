@@ -4,18 +4,20 @@ All denoisers, guidance and samplers live in the variance-exploding frame ``x = 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 __all__ = [
+    "Batch",
     "Coefficients",
     "Cond",
     "Denoiser",
     "Estimate",
+    "Json",
     "Keys",
     "Loss",
     "Mean",
@@ -34,8 +36,16 @@ __all__ = [
     "x0_of",
 ]
 
-Params: TypeAlias = Any
+Params: TypeAlias = PyTree
 """A pytree of arrays."""
+
+Batch: TypeAlias = Mapping[str, PyTree]
+"""The data "x" of a batch and, where there are any, its "cond" and "label": arrays, or trees of them."""
+
+if TYPE_CHECKING:
+    Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+else:  # the type checker of the tests does not follow a type into itself
+    Json = None | bool | int | float | str | Sequence | Mapping
 
 Cond: TypeAlias = Mapping[str, Array] | None
 """Conditioning inputs by name, each with a leading batch axis; None means unconditional."""
@@ -46,7 +56,7 @@ Keys: TypeAlias = Key[Array, ""] | Key[Array, " batch"]
 
 @runtime_checkable
 class NoiseSource(Protocol):
-    """Where a stochastic sampler takes its noise from, in place of keys."""
+    """Source of a stochastic sampler's noise, in place of keys."""
 
     def __call__(
         self,
@@ -102,7 +112,7 @@ class Network(Protocol):
 
 @runtime_checkable
 class Parameterization(Protocol):
-    """What the network predicts, as coefficients of the noise level ``sigma``."""
+    """Prediction type of a network, as coefficients of the noise level ``sigma``."""
 
     def __call__(self, sigma: Float[Array, "..."]) -> Coefficients:
         """Return the coefficients at noise level ``sigma`` (variance-exploding, positive)."""
@@ -124,7 +134,7 @@ class Denoiser(Protocol):
 
 
 class Estimate(NamedTuple):
-    """What a network that learns the range of its variances estimates; both like ``x``.
+    """Estimate of a network that learns the range of its variances; both like ``x``.
 
     Attributes:
         x0: ``E[x0 | x]``.
@@ -217,14 +227,12 @@ class Schedule(Protocol):
 class Loss(Protocol):
     """Training objective: a scalar and the metrics to log."""
 
-    def __call__(
-        self, params: Params, batch: Mapping[str, Any], key: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], Metrics]:
+    def __call__(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         """Return the loss of one batch; ``batch["x"]`` is the data, ``batch["cond"]`` optional."""
         ...
 
 
-def _no_update(memory: Any, seen: Any) -> Any:
+def _no_update(memory: PyTree, seen: PyTree) -> PyTree:
     del seen
     return memory
 
@@ -248,14 +256,12 @@ class StagedLoss:
         update: ``(memory, seen) -> memory``; no gradient flows into it.
     """
 
-    draw: Callable[[Mapping[str, Any], Array, Any], Any]
-    evaluate: Callable[[Params, Any, Array], tuple[Array, Metrics, Any]]
-    initial: Any = ()
-    update: Callable[[Any, Any], Any] = _no_update
+    draw: Callable[[Batch, Array, PyTree], PyTree]
+    evaluate: Callable[[Params, PyTree, Array], tuple[Array, Metrics, PyTree]]
+    initial: PyTree = ()
+    update: Callable[[PyTree, PyTree], PyTree] = _no_update
 
-    def __call__(
-        self, params: Params, batch: Mapping[str, Any], key: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], Metrics]:
+    def __call__(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         """Return the loss and the metrics of one batch, with nothing remembered."""
         value, metrics, _ = self.evaluate(params, self.draw(batch, key, self.initial), key)
         return value, metrics

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxdiff.checkpoints import digests
 from jaxdiff.typing import require
@@ -180,7 +181,7 @@ def read_meta(directory: PathLike, step: int | None = None) -> dict[str, Any]:
     return load_meta(directory, choose(directory, step)[0])
 
 
-def describe(tree: Any, prefix: str = "") -> dict[str, str]:
+def describe(tree: PyTree, prefix: str = "") -> dict[str, str]:
     """Name every leaf of a tree and say what it is.
 
     Args:
@@ -216,7 +217,7 @@ def check_fits(saved: Mapping[str, str], wanted: Mapping[str, str], title: str, 
     raise ValueError(f"{title} was made by a different model: {'; '.join(lines)}{more}.{hint}")
 
 
-def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
+def config_differences(saved: Mapping[str, object], current: Mapping[str, object], prefix: str = "") -> list[str]:
     """List the fields in which two nested configs differ.
 
     Args:
@@ -272,7 +273,7 @@ def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
     return [jnp.isfinite(x).all() for x in leaves]
 
 
-def first_bad(state: Any) -> str | None:
+def first_bad(state: PyTree) -> str | None:
     """Name the first floating array that is not finite, or None. Waits for the devices.
 
     Args:
@@ -287,7 +288,9 @@ def first_bad(state: Any) -> str | None:
     return next((name for (name, _), good in zip(floats, flags, strict=True) if not good), None)
 
 
-def document(step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float | None]) -> dict[str, Any]:
+def document(
+    step: int, state: PyTree, meta: Mapping[str, object], metrics: Mapping[str, float | None]
+) -> dict[str, Any]:
     """Write the meta item of a checkpoint.
 
     Args:
@@ -317,7 +320,7 @@ def document(step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[st
         raise ValueError(f"meta must be JSON: {error}.") from error
 
 
-def missing_space(folder: pathlib.Path, state: Any) -> str | None:
+def missing_space(folder: pathlib.Path, state: PyTree) -> str | None:
     """Say that a state would not fit on the disk of ``folder``; None when it does.
 
     Asked before a save, because the writer of the arrays fails noisily in many threads at once.
@@ -337,7 +340,7 @@ def report(folder: pathlib.Path, step: int, blocked: float) -> SaveReport:
 
 
 def root_cause(error: BaseException) -> str:
-    """What the system said, else the first line of the innermost exception."""
+    """The system's words for an error, else the first line of the innermost exception."""
     while error.__cause__ is not None:
         error = error.__cause__
     code = re.search(r"os_error_code='(\d+)'", str(error))

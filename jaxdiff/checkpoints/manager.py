@@ -10,10 +10,11 @@ import math
 import pathlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from jaxdiff.checkpoints import digests
 from jaxdiff.checkpoints import orbax as storage
@@ -75,7 +76,7 @@ class _Retention:
         self.best = keep_best
         self._last, self._every = keep_last, keep_every
 
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+    def should_preserve(self, checkpoints: Sequence[storage.Step], *, context: object) -> list[bool]:
         del context
         present = {c.step: self.metrics.get(c.step, {}) for c in checkpoints}
         keep = steps_to_keep(present, keep_last=self._last, keep_every=self._every, keep_best=self.best)
@@ -158,7 +159,9 @@ class Checkpoints:
         """Return the newest complete step, or None."""
         return max(valid_steps(self.directory), default=None)
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self, step: int, state: PyTree, meta: Mapping[str, object], metrics: Mapping[str, float] | None = None
+    ) -> None:
         """Start to save; returns when the arrays are copied, so that the train step may reuse their memory.
 
         Saving again the step that was just saved or restored does nothing.
@@ -242,7 +245,7 @@ class Checkpoints:
         return done
 
     def restore(
-        self, abstract: Any, step: int | None = None, *, config: Mapping[str, Any] | None = None
+        self, abstract: PyTree, step: int | None = None, *, config: Mapping[str, object] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Read a checkpoint back, on whatever devices the target asks for.
 

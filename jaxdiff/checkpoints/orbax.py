@@ -7,22 +7,56 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxdiff.checkpoints import digests
+from jaxdiff.typing import Json
 
-__all__ = ["REMOVED", "abstract_target", "empty_removed", "open_manager", "restore_field", "restore_state", "save"]
+if TYPE_CHECKING:
+    import orbax.checkpoint
+
+__all__ = [
+    "REMOVED",
+    "Retention",
+    "Step",
+    "abstract_target",
+    "empty_removed",
+    "open_manager",
+    "restore_field",
+    "restore_state",
+    "save",
+]
 
 REMOVED = "removed"
 """Folder beside the steps in which those that are not kept wait for their deletion."""
 
 
-def abstract_target(tree: Any) -> Any:
+@runtime_checkable
+class Step(Protocol):
+    """A checkpoint, as orbax asks about it."""
+
+    @property
+    def step(self) -> int:
+        """Number of its step."""
+        ...
+
+
+@runtime_checkable
+class Retention(Protocol):
+    """Orbax's policy of which checkpoints to keep."""
+
+    def should_preserve(self, checkpoints: Sequence[Step], *, context: object) -> Sequence[bool]:
+        """Return for each checkpoint whether it stays."""
+        ...
+
+
+def abstract_target(tree: PyTree) -> PyTree:
     """Abstract arrays, each with the sharding that it shall have.
 
     Args:
@@ -60,7 +94,7 @@ def _is_alone(record: logging.LogRecord) -> bool:
     return not any(str(frame.f_globals.get("__name__")).startswith("orbax.") for frame in frames)
 
 
-def _hook(previous: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _hook(previous: Callable[..., object]) -> Callable[[Any], None]:
     def hook(problem: Any) -> None:
         # After a failed read or write tensorstore still reports to the event loop, which orbax has closed by then.
         late = problem.exc_type is RuntimeError and str(problem.exc_value) == "Event loop is closed"
@@ -100,7 +134,9 @@ def _state_handler() -> Any:
     return Handler()
 
 
-def open_manager(directory: pathlib.Path, *, preservation: Any, timeout: float) -> Any:
+def open_manager(
+    directory: pathlib.Path, *, preservation: Retention, timeout: float
+) -> "orbax.checkpoint.CheckpointManager":
     """Open orbax's manager of a folder.
 
     Args:
@@ -159,7 +195,7 @@ def empty_removed(directory: pathlib.Path) -> threading.Thread:
     return thread
 
 
-def save(manager: Any, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+def save(manager: "orbax.checkpoint.CheckpointManager", step: int, state: PyTree, meta: Mapping[str, Json]) -> None:
     """Start to save; returns when the arrays are copied."""
     import orbax.checkpoint as ocp
 
@@ -167,7 +203,7 @@ def save(manager: Any, step: int, state: Any, meta: Mapping[str, Any]) -> None:
     manager.save(step, args=args, force=True)
 
 
-def restore_state(manager: Any, step: int, target: Any) -> Any:
+def restore_state(manager: "orbax.checkpoint.CheckpointManager", step: int, target: PyTree) -> PyTree:
     """Read the arrays of a step, with the types and shardings of ``target``."""
     import orbax.checkpoint as ocp
 
@@ -175,7 +211,7 @@ def restore_state(manager: Any, step: int, target: Any) -> Any:
     return manager.restore(step, args=args)["state"]
 
 
-def restore_field(folder: pathlib.Path, name: str, target: Any) -> Any:
+def restore_field(folder: pathlib.Path, name: str, target: PyTree) -> PyTree:
     """Read one field of the state in a step folder, and nothing else."""
     import orbax.checkpoint as ocp
 

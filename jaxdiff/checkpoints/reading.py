@@ -4,18 +4,22 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxdiff.checkpoints import digests
 from jaxdiff.checkpoints import orbax as storage
 from jaxdiff.checkpoints.layout import PathLike, check_fits, choose, describe, load_meta, root_cause
+from jaxdiff.typing import Json
 
 __all__ = ["DamagedError", "damage", "intact", "read_one", "restore_params"]
 
 _log = logging.getLogger("jaxdiff")
+
+State = TypeVar("State")
 
 
 class DamagedError(ValueError):
@@ -66,11 +70,11 @@ def _largest(number: int) -> int:
 def read_one(
     directory: PathLike,
     step: int,
-    fits: Callable[[Mapping[str, Any]], None],
-    read: Callable[[int], Any],
+    fits: Callable[[Mapping[str, Json]], None],
+    read: Callable[[int], State],
     *,
     check: bool = True,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[State, dict[str, Any]]:
     """Check one checkpoint and read its arrays.
 
     Args:
@@ -131,8 +135,8 @@ def intact(directory: PathLike, step: int | None = None) -> int:
 
 
 def restore_params(
-    directory: PathLike, abstract: Any, *, name: str = "ema_params", step: int | None = None, check: bool = True
-) -> Any:
+    directory: PathLike, abstract: PyTree, *, name: str = "ema_params", step: int | None = None, check: bool = True
+) -> PyTree:
     """Read one field of the saved state and nothing else.
 
     Args:

@@ -1,8 +1,8 @@
 """Between data space and model space: one affine map, which sampling inverts."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ __all__ = ["Normalizer", "image_normalizer", "make_normalizer", "measured_std", 
 
 MAX_VALUES = 2**27  # values read at most to measure moments
 CHUNK_VALUES = 2**22  # values held at once while measuring
+Numbers: TypeAlias = float | Sequence[float | Sequence[float]] | np.number | np.ndarray | jax.Array
 ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
 
@@ -36,7 +37,7 @@ class Normalizer:
     shift: np.ndarray
     scale: np.ndarray
 
-    def __init__(self, shift: Any, scale: Any) -> None:
+    def __init__(self, shift: Numbers, scale: Numbers) -> None:
         """Store both as read-only float32 arrays.
 
         Args:
@@ -106,7 +107,7 @@ class Normalizer:
         return {"shift": self.shift.tolist(), "scale": self.scale.tolist()}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Normalizer":
+    def from_dict(cls, fields: Mapping[str, float | Sequence[float]]) -> "Normalizer":
         """Return the normalizer that ``to_dict`` described, bit for bit.
 
         Args:

@@ -4,7 +4,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Generator, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -66,7 +66,7 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
         thread.join()
 
 
-def grouped(batches: Iterator[Any], size: int) -> Iterator[Any]:
+def grouped(batches: Iterator[T], size: int) -> Iterator[T]:
     """Stack every ``size`` batches along a new first axis, on the host; with 1 they stay as they are.
 
     Args:

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkabl
 
 import numpy as np
 
+from jaxdiff.typing import Json
+
 __all__ = ["DataError", "DataSpec", "Example", "Kind", "Source", "fingerprint_of"]
 
 Kind: TypeAlias = Literal["image", "array", "audio"]
@@ -22,7 +24,7 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """What one example is, as the network sees it.
+    """Description of one example, as the network sees it.
 
     Attributes:
         kind: "image" (raw uint8, model space [-1, 1]), "array" (float32 of any shape) or "audio" (float32
@@ -74,7 +76,7 @@ class DataSpec:
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "DataSpec":
+    def from_dict(cls, fields: Mapping[str, Json]) -> "DataSpec":
         """Return the spec that ``to_dict`` described.
 
         Args:
@@ -92,7 +94,7 @@ class DataSpec:
         if missing := sorted({"kind", "shape"} - set(fields)):
             raise DataError(f"DataSpec fields {missing} are missing")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        values["inputs"] = tuple((name, tuple(shape)) for name, shape in fields.get("inputs", ()))
+        values["inputs"] = tuple((name, tuple(shape)) for name, shape in values.get("inputs", ()))
         return cls(**values)
 
 
@@ -105,7 +107,7 @@ class Source(Protocol):
 
     @property
     def spec(self) -> DataSpec:
-        """What one example is."""
+        """Description of one example."""
         ...
 
     @property
@@ -156,7 +158,7 @@ def fingerprint_of(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _pieces(part: Any) -> Iterable[Any]:
+def _pieces(part: object) -> Iterable[bytes | memoryview]:
     if not isinstance(part, np.ndarray):
         return (repr(part).encode(),)
     array = np.ascontiguousarray(part.astype(part.dtype.newbyteorder("<"), copy=False))

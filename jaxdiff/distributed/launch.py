@@ -49,7 +49,7 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
-    """How this process finds the others of its run."""
+    """The processes of a run, and the address at which they find each other."""
 
     distributed: Literal["none", "auto", "manual"] = "none"
     """none: this process is alone. auto: started by srun, mpirun, Kubernetes or on a TPU pod, which say who the
@@ -241,7 +241,7 @@ def local_devices(env: Mapping[str, str]) -> list[int] | None:
 
 
 def _tasks_here(env: Mapping[str, str]) -> int:
-    """How many processes of the run this machine has: SLURM writes "2(x3),1" for 2, 2, 2 and 1 on four machines."""
+    """Number of processes of the run on this machine: SLURM writes "2(x3),1" for 2, 2, 2 and 1 on four machines."""
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in env and "SLURM_LOCALID" not in env:
         return int(env["OMPI_COMM_WORLD_LOCAL_SIZE"])
     counts: list[int] = []

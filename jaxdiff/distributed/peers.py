@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -33,7 +33,7 @@ _COLLECTIVE = re.compile(
 
 
 class Beat(NamedTuple):
-    """What a process tells process 0.
+    """Message of a process to process 0.
 
     Attributes:
         number: of the beat, from 1.
@@ -53,7 +53,7 @@ class Beat(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What process 0 tells all others.
+    """Message of process 0 to all others.
 
     Attributes:
         number: of the verdict, from 1.
@@ -187,7 +187,7 @@ class Peers:
                 threading.Thread(target=work, daemon=True, name=f"jaxdiff-peers{work.__name__}").start()
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self._count == 1:
             return
         if error is not None:

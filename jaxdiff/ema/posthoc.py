@@ -42,7 +42,7 @@ CHUNK = 65_536
 
 
 def power_weights(steps: int, gamma: float) -> np.ndarray:
-    """What each step contributes to the average of ``ema.power`` after ``steps`` updates.
+    """Weight of each step in the average of ``ema.power`` after ``steps`` updates.
 
     Equation: ``w_j = (j^(gamma + 1) - (j - 1)^(gamma + 1)) / n^(gamma + 1)`` for the parameters after step j = 1..n;
     the initial ones have no weight. It follows from ``decay = (1 - 1/n)^(gamma + 1)``, whose products telescope, and
@@ -263,5 +263,5 @@ def _add(coefficient: float, total: np.ndarray, leaf: np.ndarray) -> None:
         total += coefficient * leaf.astype(np.float64)
 
 
-def _floating(leaf: Any) -> bool:
+def _floating(leaf: np.ndarray | jax.ShapeDtypeStruct) -> bool:
     return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))

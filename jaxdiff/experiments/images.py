@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jaxdiff import factory, metrics
+from jaxdiff.data.spec import Source
 from jaxdiff.experiments.common import draw_samples, labels_in_turn
 from jaxdiff.sampling import TrainedRun
 from jaxdiff.typing import require
@@ -65,7 +66,7 @@ def score_images(run: TrainedRun, *, num: int = 1000, seed: int = 0) -> dict[str
     }
 
 
-def _images(source: Any, chosen: np.ndarray) -> Shaped[np.ndarray, "n h w c"]:
+def _images(source: Source, chosen: np.ndarray) -> Shaped[np.ndarray, "n h w c"]:
     return np.stack([np.asarray(source[int(i)]["x"]) for i in chosen])
 
 

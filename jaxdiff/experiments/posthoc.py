@@ -40,7 +40,7 @@ class PosthocStudy(NamedTuple):
 
 
 class _Snapshots(NamedTuple):
-    """What a run stored: every average at every step."""
+    """Snapshots of a run: every average at every step."""
 
     directory: Path
     steps: tuple[int, ...]

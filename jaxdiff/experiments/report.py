@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import tyro
 
@@ -37,7 +37,7 @@ def open_run(folder: Path, picture: Path | None = None) -> TrainedRun:
     return run
 
 
-def report(command: str, run: Path, values: Mapping[str, Any], words: Iterable[str]) -> None:
+def report(command: str, run: Path, values: Mapping[str, object], words: Iterable[str]) -> None:
     """Words for a reader on stderr, then everything as one line on stdout."""
     for line in words:
         print(line, file=sys.stderr)

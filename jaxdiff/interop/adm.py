@@ -147,7 +147,7 @@ def _places(module: ADM) -> dict[str, tuple[str, str]]:
 
 
 def entries(module: ADM, shapes: Params, *, new_order: bool = False) -> dict[str, Entry]:
-    """Where every parameter is in a state dict.
+    """Entry of every parameter in a state dict.
 
     Args:
         module: the network.

@@ -20,7 +20,6 @@ The image-space network has never been published.
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +30,7 @@ from jaxdiff.networks.diffit import DiffiT, DiffiTConfig
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.layers.embeddings import grid_positions
 from jaxdiff.pytrees import by_path
-from jaxdiff.typing import Params, require
+from jaxdiff.typing import Json, Params, require
 
 __all__ = ["IGNORED", "entries", "frozen_tensors", "latent_size", "module_from"]
 
@@ -70,7 +69,7 @@ def _entry(path: str, patch: int) -> Entry | None:
 
 
 def entries(module: DiffiT, shapes: Params) -> dict[str, Entry]:
-    """Where every parameter of ``module`` is found in a state dict.
+    """Entry of every parameter of ``module`` in a state dict.
 
     Args:
         module: the network, without ``scan`` (``depth.stack_blocks`` goes from its parameters to those of the loop).
@@ -100,7 +99,7 @@ def latent_size(tensors: Mapping[str, np.ndarray]) -> int:
     return _grid(tensors) * tensors["x_embedder.proj.weight"].shape[-1]
 
 
-def module_from(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None) -> DiffiT:
+def module_from(tensors: Mapping[str, np.ndarray], config: Mapping[str, Json] | None = None) -> DiffiT:
     """Return the network that a state dict belongs to; all is told by names and shapes.
 
     Args:
@@ -140,7 +139,7 @@ def module_from(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | N
 
 
 def frozen_tensors(module: DiffiT, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """What the state dict of the authors holds beside the parameters.
+    """Tensors that the state dict of the authors holds beside the parameters.
 
     Args:
         module: the network.

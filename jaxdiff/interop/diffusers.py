@@ -26,7 +26,7 @@ import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -49,7 +49,7 @@ from jaxdiff.networks.unet2d import UNet2D
 from jaxdiff.networks.unet2d_condition import UNet2DCondition
 from jaxdiff.networks.vae import AutoencoderKL
 from jaxdiff.pytrees import by_path
-from jaxdiff.typing import Params
+from jaxdiff.typing import Json, Params
 
 __all__ = [
     "config_of",
@@ -110,7 +110,7 @@ FILE = "diffusion_pytorch_model.safetensors"
 
 
 def entries(module: Network, shapes: Params) -> dict[str, Entry]:
-    """Where each parameter comes from, for ``import_params`` and ``export_params``.
+    """Entry of each parameter, for ``import_params`` and ``export_params``.
 
     Args:
         module: the network.
@@ -163,7 +163,7 @@ def current(tensors: Tensors) -> dict[str, np.ndarray]:
     return renamed
 
 
-def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Network:
+def module_from(tensors: Tensors, config: Mapping[str, Json] | None = None) -> Network:
     """The network that a state dict belongs to.
 
     Args:

@@ -2,15 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from jaxdiff.interop.weights import WeightsError
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.unet2d import UNet2D, UNet2DConfig
 from jaxdiff.networks.unet2d_condition import UNet2DCondition, UNet2DConditionConfig
 from jaxdiff.networks.vae import AutoencoderKL
+from jaxdiff.typing import Json
 
 __all__ = ["config_of", "module_from_config"]
+
+Plain: TypeAlias = None | bool | int | float | str
+PlainT = TypeVar("PlainT", bound=Plain)
 
 DOWN = {"DownBlock2D": "conv", "ResnetDownsampleBlock2D": "residual"}
 UP = {"UpBlock2D": "conv", "ResnetUpsampleBlock2D": "residual"}
@@ -30,13 +34,13 @@ class Options:
     kind: str
     left: dict[str, Any]
 
-    def take(self, name: str, default: Any) -> Any:
+    def take(self, name: str, default: Plain | tuple[Plain, ...]) -> Any:
         """Value of an option, or the peer's default; lists as tuples."""
         value = self.left.pop(name, default)
         return tuple(value) if isinstance(value, list) else value
 
-    def one_of(self, name: str, default: Any, known: Mapping[Any, Any]) -> Any:
-        """What an option with few known values stands for."""
+    def one_of(self, name: str, default: PlainT, known: Mapping[PlainT, object]) -> Any:
+        """Meaning of an option with few known values."""
         value = self.take(name, default)
         if isinstance(value, tuple) or value not in known:
             raise WeightsError(f"{self.kind} with {name}={value!r} is not supported; known: {list(known)}")
@@ -61,7 +65,7 @@ class Options:
             raise WeightsError(f"{self.kind} with {name}={value!r} is not supported, only whole numbers")
         return value
 
-    def per_level(self, name: str, default: Any, levels: int) -> tuple[Any, ...]:
+    def per_level(self, name: str, default: int, levels: int) -> tuple[int, ...]:
         """One value for each level from one value or several."""
         value = self.take(name, default)
         value = value if isinstance(value, tuple) else (value,) * levels
@@ -69,7 +73,7 @@ class Options:
             raise WeightsError(f"{self.kind} with {name}={value!r} is not supported: one number for each level")
         return value
 
-    def equal(self, name: str, default: Any, levels: int) -> Any:
+    def equal(self, name: str, default: int, levels: int) -> int:
         """One value that is the same for all levels."""
         value = self.per_level(name, default, levels)
         if len(set(value)) != 1:
@@ -89,7 +93,7 @@ class Options:
             raise WeightsError(f"{self.kind} has unknown options: {', '.join(sorted(self.left))}")
 
 
-def module_from_config(config: Mapping[str, Any]) -> UNet2D | UNet2DCondition | AutoencoderKL:
+def module_from_config(config: Mapping[str, Json]) -> UNet2D | UNet2DCondition | AutoencoderKL:
     """Build the network that a config.json of diffusers describes.
 
     Args:
@@ -169,7 +173,7 @@ def _unet(options: Options) -> UNet2D:
     )
 
 
-def _kinds(kind: str, blocks: Sequence[str], known: Mapping[str, Any]) -> tuple[Any, ...]:
+def _kinds(kind: str, blocks: Sequence[str], known: Mapping[str, str | bool]) -> tuple[Any, ...]:
     """Our names of a list of blocks."""
     if unknown := [block for block in blocks if block not in known]:
         raise WeightsError(f"{kind} with blocks {', '.join(unknown)} is not supported; known: {', '.join(known)}")

@@ -32,7 +32,7 @@ from jaxdiff.networks.dit import SIZES, DiT, DiTConfig
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.layers.embeddings import grid_positions
 from jaxdiff.pytrees import by_path
-from jaxdiff.typing import Params, require
+from jaxdiff.typing import Json, Params, require
 
 __all__ = ["IGNORED", "Layout", "entries", "frozen_tensors", "layout_of", "module_from"]
 
@@ -89,8 +89,8 @@ def _copies(entry: Entry, names: Sequence[str]) -> Entry:
     return Entry(tuple(names), read, lambda p: list(entry.write(p)) * len(names))
 
 
-def layout_of(tensors: Mapping[str, Any]) -> Layout:
-    """Which format a state dict has, by its names.
+def layout_of(tensors: Mapping[str, object]) -> Layout:
+    """Format of a state dict, by its names.
 
     Raises:
         WeightsError: neither.
@@ -105,7 +105,7 @@ def layout_of(tensors: Mapping[str, Any]) -> Layout:
 
 
 def entries(module: DiT, shapes: Params, *, layout: Layout = "dit") -> dict[str, Entry]:
-    """Where every parameter of ``module`` is found in a state dict.
+    """Entry of every parameter of ``module`` in a state dict.
 
     Args:
         module: the network, without ``scan`` (``depth.stack_blocks`` goes from its parameters to those of the loop).
@@ -149,7 +149,7 @@ def _entry(path: str, module: DiT, layout: Layout) -> Entry | None:
 
 
 def module_from(
-    tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None, *, heads: int | None = None
+    tensors: Mapping[str, np.ndarray], config: Mapping[str, Json] | None = None, *, heads: int | None = None
 ) -> DiT:
     """Return the network that a state dict belongs to.
 
@@ -196,7 +196,7 @@ def module_from(
     )
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(config: Mapping[str, Json]) -> dict[str, Any]:
     """Fields from the config of diffusers; refuses what would compute something else."""
     expected = {
         "norm_type": "ada_norm_zero",
@@ -204,12 +204,13 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "norm_elementwise_affine": False,
         "attention_bias": True,
     }
-    wrong = [f"{k}={config[k]!r} (must be {v!r})" for k, v in expected.items() if config.get(k, v) != v]
+    given: dict[str, Any] = dict(config)
+    wrong = [f"{k}={given[k]!r} (must be {v!r})" for k, v in expected.items() if given.get(k, v) != v]
     if wrong:
         raise WeightsError("DiT has no such setting: " + ", ".join(wrong))
-    settings: dict[str, Any] = {"mlp_epsilon": float(config.get("norm_eps", 1e-5))}
-    if "num_attention_heads" in config:
-        settings["heads"] = int(config["num_attention_heads"])
+    settings: dict[str, Any] = {"mlp_epsilon": float(given.get("norm_eps", 1e-5))}
+    if "num_attention_heads" in given:
+        settings["heads"] = int(given["num_attention_heads"])
     return settings
 
 

@@ -46,7 +46,7 @@ FIXED = (r".*resample_filter",)
 
 
 def prefix_of(tensors: Mapping[str, np.ndarray]) -> str:
-    """What stands before ``enc`` in every name: "model." for a whole preconditioned network, or ""."""
+    """Prefix of ``enc`` in every name: "model." for a whole preconditioned network, or ""."""
     for name in tensors:
         if match := re.fullmatch(r"(.*?)enc\.\d+x\d+_conv\.weight", name):
             return match[1]
@@ -166,7 +166,7 @@ def _check(module: DDPMpp | ADM) -> None:
 
 
 def entries(module: DDPMpp | ADM, shapes: Params, *, resolution: int, prefix: str = "") -> dict[str, Entry]:
-    """Where every parameter is in a state dict.
+    """Entry of every parameter in a state dict.
 
     Args:
         module: the network.

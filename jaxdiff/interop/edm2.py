@@ -29,7 +29,7 @@ from jaxdiff.interop.weights import Entry, Tensors, WeightsError, conv, linear, 
 from jaxdiff.networks.edm2 import EDM2, EDM2Config, Uncertainty
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.pytrees import by_path
-from jaxdiff.typing import Params
+from jaxdiff.typing import Json, Params
 
 __all__ = ["entries", "module_from", "resolution_from", "uncertainty_from"]
 
@@ -70,7 +70,7 @@ def _block(name: str, levels: int, resolution: int) -> str:
 
 
 def entries(module: EDM2 | Uncertainty, shapes: Params, *, resolution: int = 64) -> dict[str, Entry]:
-    """Where each parameter comes from in the state dict of ``Precond``.
+    """Entry of each parameter in the state dict of ``Precond``.
 
     Args:
         module: the denoiser or its uncertainty.
@@ -123,7 +123,7 @@ def resolution_from(tensors: Tensors) -> int:
     return int(found[0][1])
 
 
-def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> EDM2:
+def module_from(tensors: Tensors, config: Mapping[str, Json] | None = None) -> EDM2:
     """Denoiser that a state dict belongs to.
 
     Args:
@@ -137,8 +137,8 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> ED
     Raises:
         WeightsError: it is no state dict of EDM2, or an unknown name in ``config``.
     """
-    config = dict(config or {})
-    unknown = sorted(set(config) - set(FIELDS))
+    given: dict[str, Any] = dict(config or {})
+    unknown = sorted(set(given) - set(FIELDS))
     if unknown:
         raise WeightsError(f"unknown arguments of EDM2: {unknown}; known: {sorted(FIELDS)}")
     resolution = resolution_from(tensors)
@@ -164,7 +164,7 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> ED
             dim_mults=tuple(width // stem[0] for width in widths),
             blocks=blocks,
             attention_levels=tuple(attends),
-            **{FIELDS[name]: value for name, value in config.items()},
+            **{FIELDS[name]: value for name, value in given.items()},
         ),
         Inputs(
             channels=stem[1] - 1,

@@ -17,14 +17,16 @@ import math
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxdiff.interop.weights import WeightsError
 
 __all__ = ["read_tensors", "write_tensors"]
+
+T = TypeVar("T")
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 # Of storages and of dtypes: the name in torch -> the type in NumPy, little-endian ("bfloat16": from ml_dtypes).
@@ -160,7 +162,7 @@ class _Storage:
         self.values = values
 
 
-def _view(storage: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
+def _view(storage: object, offset: Any, size: tuple[Any, ...], stride: tuple[Any, ...]) -> np.ndarray:
     """Copy of the numbers at ``offset + sum_i index_i * stride_i``, after a check that all of them are there."""
     numbers = (offset, *size, *stride)
     if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > 32:
@@ -183,7 +185,9 @@ class _RebuildTensor:
 
     __slots__ = ()
 
-    def __call__(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np.ndarray:
+    def __call__(
+        self, storage: object, offset: object, size: Iterable[object], stride: Iterable[object], *rest: object
+    ) -> np.ndarray:
         """Cut the tensor out; what is left says whether it has gradients, and hooks."""
         return _view(storage, offset, tuple(size), tuple(stride))
 
@@ -193,7 +197,7 @@ class _RebuildParameter:
 
     __slots__ = ()
 
-    def __call__(self, data: Any, *rest: Any) -> Any:
+    def __call__(self, data: T, *rest: object) -> T:
         """Return ``data``."""
         return data
 
@@ -224,7 +228,7 @@ class _Reader(pickle.Unpickler):
             "read; in PyTorch save the state dict alone: torch.save(model.state_dict(), 'model.pt')"
         )
 
-    def persistent_load(self, pid: Any, /) -> _Storage:
+    def persistent_load(self, pid: object, /) -> _Storage:
         """Storage of ("storage", type, number of its file, device, count)."""
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and pid[1] in STORAGES.values()):
             raise WeightsError(f"refused: the file refers to {pid!r}, which is no storage")
@@ -282,7 +286,7 @@ def _read_zip(path: pathlib.Path) -> Any:
         raise WeightsError(f"{path.name} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _chosen(tree: Any, part: str | None, file: str) -> dict[str, np.ndarray]:
+def _chosen(tree: object, part: str | None, file: str) -> dict[str, np.ndarray]:
     """Go down to ``part`` and check that it is a dict of tensors."""
     for key in part.split("/") if part else ():
         if not isinstance(tree, Mapping) or key not in tree:

@@ -30,7 +30,7 @@ from jaxdiff.networks.blocks.grid_attention import rotary_frequencies
 from jaxdiff.networks.hdit import HDiT, Level, from_levels
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.pytrees import by_path
-from jaxdiff.typing import Params
+from jaxdiff.typing import Json, Params
 
 __all__ = ["buffers", "entries", "module_from"]
 
@@ -101,7 +101,7 @@ def _stacked(parts: Sequence[Entry]) -> Entry:
 
 
 def entries(module: HDiT, shapes: Params) -> dict[str, Entry]:
-    """Where every parameter comes from, by path; with ``scan`` also those of whole levels.
+    """Entry of every parameter, by path; with ``scan`` also those of whole levels.
 
     Args:
         module: the network.
@@ -161,7 +161,7 @@ def _channels(features: int, config: Mapping[str, Any]) -> tuple[int, int]:
     return channels, patch
 
 
-def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> HDiT:
+def module_from(tensors: Tensors, config: Mapping[str, Json] | None = None) -> HDiT:
     """Build the network that a state dict belongs to.
 
     Args:
@@ -182,7 +182,8 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> HD
         raise WeightsError(
             "no state dict of k-diffusion's image_transformer_v2: patch_in, time_emb or mid_level is missing"
         )
-    options: Mapping[str, Any] = (config or {}).get("model", config or {})
+    given: dict[str, Any] = dict(config or {})
+    options: Mapping[str, Any] = given.get("model", given)
     count = 1 + sum(re.fullmatch(r"merges\.\d+\.proj\.weight", name) is not None for name in tensors)
     specs = options.get("self_attns") or [{"type": "neighborhood"}] * (count - 1) + [{"type": "global"}]
     dropout = options.get("dropout_rate") or 0.0

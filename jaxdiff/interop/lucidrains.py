@@ -30,7 +30,7 @@ from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.unet import Unet, UnetConfig
 from jaxdiff.networks.unet1d import Unet1D, Unet1DConfig
 from jaxdiff.pytrees import by_path
-from jaxdiff.typing import Params
+from jaxdiff.typing import Json, Params
 
 __all__ = ["buffers", "entries", "module_from", "network_of"]
 
@@ -83,7 +83,7 @@ def buffers(module: Unet | Unet1D) -> dict[str, np.ndarray]:
 
 
 def entries(module: Unet | Unet1D, shapes: Params) -> dict[str, Entry]:
-    """Where every parameter comes from, by path.
+    """Entry of every parameter, by path.
 
     Args:
         module: the network.
@@ -210,7 +210,7 @@ def _attentions(tensors: Tensors, levels: int, head_dim: int) -> dict[str, Any]:
     return fields | {"memory": memory, "full_attention": tuple(full[:-1]) if any(full[:-1]) else ()}
 
 
-def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Unet | Unet1D:
+def module_from(tensors: Tensors, config: Mapping[str, Json] | None = None) -> Unet | Unet1D:
     """Build the network that a state dict belongs to.
 
     Args:
@@ -225,8 +225,8 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Un
     Raises:
         WeightsError: no such state dict, or an unknown key in ``config``.
     """
-    config = dict(config or {})
-    if unknown := sorted(set(config) - set(OPTIONS)):
+    given: dict[str, Any] = dict(config or {})
+    if unknown := sorted(set(given) - set(OPTIONS)):
         raise WeightsError(f"unknown arguments of the network: {unknown}; known are {sorted(OPTIONS)}")
     if not {"init_conv.weight", "final_conv.weight", "time_mlp.1.weight", "mid_block1.mlp.1.weight"} <= set(tensors):
         raise WeightsError("no state dict of denoising-diffusion-pytorch: init_conv, final_conv or time_mlp is missing")
@@ -236,11 +236,11 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Un
     packed = resample[0] in tensors
     widths = [tensors[n if n in tensors else n.replace(".1.weight", ".weight")].shape[0] for n in resample]
     out, inputs = tensors["final_conv.weight"].shape[0], stem.shape[1]
-    two = config.get("self_condition", inputs == 2 * out)
-    channels = config.get("channels", inputs // 2 if two else inputs)
+    two = given.get("self_condition", inputs == 2 * out)
+    channels = given.get("channels", inputs // 2 if two else inputs)
     told = Inputs(channels=channels, out_channels=None if out == channels else out, image=inputs - channels)
     frequencies = tensors.get("time_mlp.0.weights")
-    random = bool(config.get("random_fourier_features"))
+    random = bool(given.get("random_fourier_features"))
     embedding: Literal["sinusoidal", "learned", "random"]
     embedding = "sinusoidal" if frequencies is None else "random" if random else "learned"
     fields: dict[str, Any] = {
@@ -250,9 +250,9 @@ def module_from(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Un
         "embedding": embedding,
         "fourier_dim": 16 if frequencies is None else 2 * len(frequencies),
         "frequencies": tuple(float(f) for f in frequencies) if frequencies is not None and random else (),
-        "max_period": float(config.get("sinusoidal_pos_emb_theta", 10_000)),
-        "dropout": config.get("dropout", 0.0),
-        **_attentions(tensors, levels, config.get("attn_dim_head", 32)),
+        "max_period": float(given.get("sinusoidal_pos_emb_theta", 10_000)),
+        "dropout": given.get("dropout", 0.0),
+        **_attentions(tensors, levels, given.get("attn_dim_head", 32)),
     }
     if stem.ndim == 3:
         memory, full = fields.pop("memory"), fields.pop("full_attention")

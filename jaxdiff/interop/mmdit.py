@@ -32,7 +32,7 @@ from jaxdiff.interop.weights import Entry, WeightsError, joined, linear, patches
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.mmdit import MMDiT, MMDiTConfig, centred_positions
 from jaxdiff.pytrees import by_path
-from jaxdiff.typing import Params, require
+from jaxdiff.typing import Json, Params, require
 
 __all__ = ["IGNORED", "entries", "frozen_tensors", "module_from"]
 
@@ -70,7 +70,7 @@ _QKV = {
 
 
 def entries(module: MMDiT, shapes: Params) -> dict[str, Entry]:
-    """Where every parameter of ``module`` is found in a state dict.
+    """Entry of every parameter of ``module`` in a state dict.
 
     Args:
         module: the network, without ``scan`` (``depth.stack_blocks`` goes from its parameters to those of the loop).
@@ -112,7 +112,7 @@ def _entry(path: str, module: MMDiT) -> Entry:
 
 def module_from(
     tensors: Mapping[str, np.ndarray],
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Json] | None = None,
     *,
     heads: int | None = None,
     sample_size: int = 128,
@@ -128,7 +128,7 @@ def module_from(
     Raises:
         WeightsError: other names, or a network with a second attention (``attn2``).
     """
-    config = config or {}
+    given: dict[str, Any] = dict(config or {})
     if "context_embedder.weight" not in tensors or "pos_embed.proj.weight" not in tensors:
         raise WeightsError("this is no MM-DiT: there is no context_embedder.weight or no pos_embed.proj.weight")
     if second := [name for name in tensors if ".attn2." in name]:
@@ -138,8 +138,8 @@ def module_from(
     head_dim = 64 if norm is None else norm.shape[0]
     blocks = {m[1] for name in tensors if (m := re.match(r"transformer_blocks\.(\d+)\.", name))}
     table = tensors.get("pos_embed.pos_embed")
-    grid = config.get("pos_embed_max_size") or (192 if table is None else round((table.size / width) ** 0.5))
-    base = int(config.get("sample_size", sample_size)) // patch
+    grid = given.get("pos_embed_max_size") or (192 if table is None else round((table.size / width) ** 0.5))
+    base = int(given.get("sample_size", sample_size)) // patch
     if table is not None:
         ours = np.asarray(centred_positions(grid, grid, width, grid=grid, base=base))
         if ours.size != table.size or not np.allclose(np.reshape(table, ours.shape), ours, atol=1e-4):
@@ -149,7 +149,7 @@ def module_from(
             patch=patch,
             width=width,
             depth=len(blocks),
-            heads=heads or config.get("num_attention_heads") or width // head_dim,
+            heads=heads or given.get("num_attention_heads") or width // head_dim,
             mlp_ratio=tensors["transformer_blocks.0.ff.net.0.proj.weight"].shape[0] // width,
             qk_norm=norm is not None,
             grid=grid,

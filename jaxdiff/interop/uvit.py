@@ -22,7 +22,6 @@ final_conv          final_layer
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from jaxdiff.interop.weights import Entry, WeightsError, conv, linear, patches, 
 from jaxdiff.networks.inputs import Inputs
 from jaxdiff.networks.uvit import UViT, UViTConfig
 from jaxdiff.pytrees import by_path
-from jaxdiff.typing import Params
+from jaxdiff.typing import Json, Params
 
 __all__ = ["IGNORED", "entries", "module_from"]
 
@@ -63,7 +62,7 @@ def _positions() -> Entry:
 
 
 def entries(module: UViT, shapes: Params) -> dict[str, Entry]:
-    """Where every parameter of ``module`` is found in a state dict.
+    """Entry of every parameter of ``module`` in a state dict.
 
     Args:
         module: the network.
@@ -98,7 +97,7 @@ def _entry(path: Sequence[str], module: UViT) -> Entry | None:
 
 def module_from(
     tensors: Mapping[str, np.ndarray],
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Json] | None = None,
     *,
     heads: int | None = None,
     null_label: bool = True,

@@ -35,7 +35,7 @@ class WeightsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where one parameter comes from.
+    """Source of one parameter in a state dict.
 
     Attributes:
         names: tensors of the state dict that hold it; several when they are joined.

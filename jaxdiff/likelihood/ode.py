@@ -23,7 +23,7 @@ FIRST_STEP = 0.1  # of ln sigma; the controller takes over from there
 
 
 class LogLikelihood(NamedTuple):
-    """What :func:`log_likelihood` returns.
+    """Log-likelihoods of a batch and the calls that they took: the result of :func:`log_likelihood`.
 
     Attributes:
         log_prob: nats per example, shape (batch,); NaN where the solver did not reach ``sigma_max``.

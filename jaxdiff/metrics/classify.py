@@ -25,7 +25,7 @@ class Classifier(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How often the classifier sees the label asked for.
+    """Share of samples in which the classifier sees the label asked for.
 
     ``share`` is over all ``count`` samples; ``by_label`` holds one share for each label asked for;
     ``held_out_accuracy`` is the classifier's own on real images: the ceiling to read ``share`` against.

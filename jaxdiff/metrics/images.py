@@ -14,7 +14,7 @@ AnyArray: TypeAlias = np.ndarray | jax.Array
 
 
 def sample_diversity(images: Shaped[AnyArray, "n ..."]) -> float:
-    """How much samples differ from each other: root of the mean per-value variance across samples.
+    """Diversity of samples: root of the mean per-value variance across samples.
 
     ``sqrt(mean over values of Var over samples)`` with the unbiased variance, which equals the root
     mean square difference of two distinct samples divided by sqrt(2). Zero when all samples are one; the

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ def param_shapes(
     return _abstract_init(module, x, None, cond_shapes)["params"]
 
 
-def count_params(params: Any) -> int:
+def count_params(params: Params) -> int:
     """Number of trained scalars in a tree of arrays or of ``jax.ShapeDtypeStruct``.
 
     Leaves called ``frozen_...``, such as the random waves of Fourier features, travel with the parameters but get no

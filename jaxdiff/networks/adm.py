@@ -110,12 +110,12 @@ class ADM(nn.Module):
 
     @property
     def size_factor(self) -> int:
-        """What height and width must be multiples of."""
+        """Factor of which height and width must be multiples."""
         return 2 ** (len(self.config.dim_mults) - 1)
 
     @property
     def style(self) -> BlockStyle:
-        """What all blocks have in common."""
+        """Style of all blocks."""
         return BlockStyle(
             dropout=self.config.dropout, group_channels=self.config.group_channels, dtype=self.inputs.dtype
         )

@@ -125,7 +125,7 @@ class DDPMUNet(nn.Module):
 
     @property
     def size_factor(self) -> int:
-        """What height and width must be multiples of."""
+        """Factor of which height and width must be multiples."""
         return self.config.patch * 2 ** (len(self.config.dim_mults) - 1)
 
     @nn.compact

@@ -130,14 +130,14 @@ class DDPMpp(nn.Module):
 
     @property
     def size_factor(self) -> int:
-        """What height and width must be multiples of."""
+        """Factor of which height and width must be multiples."""
         config = self.config
         windows = config.window if config.attention == "tmsa" and config.window is not None else 1
         return windows * 2 ** (len(config.dim_mults) - 1)
 
     @property
     def style(self) -> BlockStyle:
-        """What all blocks have in common."""
+        """Style of all blocks."""
         config = self.config
         return BlockStyle(
             dropout=config.dropout,

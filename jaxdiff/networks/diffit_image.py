@@ -147,7 +147,7 @@ class DiffiTImage(nn.Module):
 
     @property
     def size_factor(self) -> int:
-        """What height and width must be multiples of."""
+        """Factor of which height and width must be multiples."""
         config = self.config
         return config.patch * (config.window or 1) * 2 ** (len(config.widths) - 1)
 

@@ -125,7 +125,7 @@ class DiT(nn.Module):
 
     @property
     def size_factor(self) -> int:
-        """What height and width must be multiples of."""
+        """Factor of which height and width must be multiples."""
         return self.config.patch
 
     @nn.compact

@@ -199,7 +199,7 @@ class EDM2(nn.Module):
 
     @property
     def size_factor(self) -> int:
-        """What height and width must be multiples of."""
+        """Factor of which height and width must be multiples."""
         return 2 ** (len(self.config.dim_mults) - 1)
 
     @nn.compact

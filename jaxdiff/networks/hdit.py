@@ -158,7 +158,7 @@ class HDiT(nn.Module):
 
     @property
     def size_factor(self) -> int:
-        """What height and width must be multiples of."""
+        """Factor of which height and width must be multiples."""
         config = self.config
         windows = [2**i * level.reach for i, level in enumerate(config.levels) if level.attention == "window"]
         return config.patch * math.lcm(2 ** (len(config.levels) - 1), *windows)

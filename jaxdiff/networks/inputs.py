@@ -19,7 +19,7 @@ __all__ = ["Architecture", "Inputs", "require_tokens"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What every configuration of a network says about it; its fields are what a recipe may choose.
+    """Base of every configuration of a network; its fields are what a recipe may choose.
 
     Attributes:
         takes: "image" (h, w, c), "signal" (length, c) or "array" (length,) and (length, features).
@@ -37,7 +37,7 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What the data and the run decide about a network: one value, handed to every module.
+    """Inputs and outputs of a network, as the data and the run decide them: one value, handed to every module.
 
     Attributes:
         channels: channels (last axis) of one example.

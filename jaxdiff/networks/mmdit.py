@@ -117,7 +117,7 @@ class MMDiTBlock(nn.Module):
         return [q, k, v], rest
 
     def _write(self, h: Array, mixed: Array, rest: list[Array], name: str, train: bool) -> Array:
-        """What attention found and the MLP, added to one stream."""
+        """Results of attention and of the MLP, added to one stream."""
         width, (gate1, shift2, scale2, gate2) = h.shape[-1], rest
         drop = nn.Dropout(self.dropout, deterministic=not train)
         h = h + gate1 * drop(dense(mixed, width, f"{name}_attention_out", self.dtype))
@@ -203,7 +203,7 @@ class MMDiT(nn.Module):
 
     @property
     def size_factor(self) -> int:
-        """What height and width must be multiples of."""
+        """Factor of which height and width must be multiples."""
         return self.config.patch
 
     @nn.compact

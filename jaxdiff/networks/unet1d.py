@@ -85,7 +85,7 @@ class Unet1D(nn.Module):
 
     @property
     def size_factor(self) -> int:
-        """What the length must be a multiple of."""
+        """Factor of which the length must be a multiple."""
         return 2 ** (len(self.config.dim_mults) - 1)
 
     def _check(self, shape: tuple[int, ...]) -> None:

@@ -121,7 +121,7 @@ class UNet2DCondition(nn.Module):
 
     @property
     def size_factor(self) -> int:
-        """What height and width must be multiples of."""
+        """Factor of which height and width must be multiples."""
         return 2 ** (len(self.config.widths) - 1)
 
     @nn.compact

@@ -30,7 +30,7 @@ EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What encoder and decoder have in common: fields of ``AutoencoderKL``."""
+    """Fields of ``AutoencoderKL`` that encoder and decoder share."""
 
     widths: tuple[int, ...]
     blocks: int

@@ -25,7 +25,7 @@ _OPTIONS = "group_size:1"  # one record in each group: any of them can be read b
 _READ_AT_ONCE = 256
 
 
-def encode_record(x: np.ndarray, fields: Mapping[str, Any]) -> bytes:
+def encode_record(x: np.ndarray, fields: Mapping[str, object]) -> bytes:
     """Make the record of one sample; see `decode_record`."""
     head = {**fields, "dtype": x.dtype.str, "shape": x.shape}
     return json.dumps(head).encode() + b"\n" + np.ascontiguousarray(x).tobytes()

@@ -24,7 +24,7 @@ __all__ = [
     "to_json",
 ]
 
-Metadata: TypeAlias = Mapping[str, Any]
+Metadata: TypeAlias = Mapping[str, object]
 """Names to JSON values: strings, finite numbers, booleans, None, and lists of them; NumPy and JAX too."""
 
 AnyArray: TypeAlias = np.ndarray | jax.Array
@@ -36,7 +36,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def sidecar(path: Path) -> Path:
-    """Where the metadata of a file that cannot hold any is kept: ``table.csv`` has ``table.csv.json``.
+    """Path of the metadata of a file that cannot hold any: ``table.csv`` has ``table.csv.json``.
 
     Args:
         path: the file described.

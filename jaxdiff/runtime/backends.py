@@ -88,7 +88,7 @@ def _that_start(asked: str) -> list[str]:
 
 
 def _fix(platform: str) -> str:
-    """What to do about a platform that does not start."""
+    """Advice about a platform that does not start."""
     if platform not in EXTRAS and platform not in OWN:
         return f"jax's own platforms are {', '.join(OWN)}: correct the name or unset JAX_PLATFORMS"
     kind = "cuda" if platform == "gpu" else platform

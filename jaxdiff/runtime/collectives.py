@@ -3,7 +3,9 @@
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from jax.stages import Compiled
 
 __all__ = ["Collective", "collectives", "total_sent"]
 
@@ -67,7 +69,7 @@ def _group_size(line: str, devices: int) -> int:
 
 
 def _multiplicity(text: str) -> dict[str, int]:
-    """How often each computation runs, loops of unknown length counted once."""
+    """Number of runs of each computation, loops of unknown length counted once."""
     calls: dict[str, list[tuple[str, int]]] = {}
     entry = current = ""
     for line in text.splitlines():
@@ -116,7 +118,7 @@ def _found(text: str) -> Iterator[Collective]:
         yield Collective(kind, group, times, times * size, times * sent)
 
 
-def collectives(program: Any) -> list[Collective]:
+def collectives(program: str | Compiled) -> list[Collective]:
     r"""Count what the devices send each other in one call of a compiled program.
 
     A collective inside a loop counts as often as the loop runs, if the compiler knows how often that is, and
@@ -137,7 +139,7 @@ def collectives(program: Any) -> list[Collective]:
         ...             "  %r = f32[4]{0} all-reduce(%x), replica_groups={{0,1},{2,3}}, to_apply=%add\n}")
         [Collective(kind='all-reduce', group=2, runs=1, bytes=16, sent=16)]
     """
-    text = program if isinstance(program, str) else program.as_text()
+    text = program if isinstance(program, str) else program.as_text() or ""
     if not text.startswith("HloModule"):
         raise ValueError(
             f"a compiled program starts with HloModule; got {text[:40]!r}: pass jitted.lower(...).compile()"

@@ -97,7 +97,7 @@ def compiler_options(kind: Literal["conv", "dense"] = "conv", *, deterministic: 
     return {name: value for name, value in options.items() if _known(name, value)}
 
 
-def compile_step(fn: Any, *args: Any) -> Compiled:
+def compile_step(fn: jax.stages.Wrapped, *args: Any) -> Compiled:
     """Compile a jitted function ahead of its first call and measure it.
 
     Args:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from jaxdiff.runtime.compilation import compile_step, compiler_options
 
@@ -40,7 +41,7 @@ def available_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def count_flops(step: Any, *args: Any) -> float | None:
+def count_flops(step: jax.stages.Wrapped, *args: Any) -> float | None:
     """Operations of a jitted function as XLA counts them before optimising; a multiply-add is two.
 
     A loop is counted once, whatever its length: give a step whose network does not loop over its depth.
@@ -92,7 +93,13 @@ def _measured_peak(dtype: str, precision: str) -> float:
 
 
 def measure_step(
-    step: Any, abstract: Any, batch: Any, key: jax.Array, first: Callable[[], Any], *, repeats: int = 4
+    step: jax.stages.Wrapped,
+    abstract: PyTree,
+    batch: PyTree,
+    key: jax.Array,
+    first: Callable[[], PyTree],
+    *,
+    repeats: int = 4,
 ) -> StepCost:
     """Compile the train step and, if it fits, time it.
 

@@ -14,7 +14,7 @@ __all__ = ["ExitCode", "StopSignal"]
 
 
 class ExitCode(enum.IntEnum):
-    """How a command ended. Any other error ends with Python's own 1; a second signal n with 128 + n."""
+    """Exit codes of a command. Any other error ends with Python's own 1; a second signal n with 128 + n."""
 
     DONE = 0
     """All steps done and the last checkpoint committed."""

@@ -1,14 +1,12 @@
 """Adams methods on eps: polynomials through its last estimates, in sigma, in log sigma, or with fixed weights."""
 
-from typing import Any
-
 import jax
 from jaxtyping import Array, Float
 
 from jaxdiff.pytrees import compiled
 from jaxdiff.samplers.coefficients import history, interpolate, noise_moments, orders
-from jaxdiff.samplers.integrators import Options, linear_steps, linear_table, run_linear
-from jaxdiff.samplers.loop import Grid, Result, Sigmas, as_grid, cast, check_choice, estimate, pack
+from jaxdiff.samplers.integrators import LinearTable, Options, Stage, linear_steps, linear_table, run_linear
+from jaxdiff.samplers.loop import Grid, Result, Row, Sigmas, as_grid, cast, check_choice, estimate, pack
 from jaxdiff.samplers.second_order import heun_stages
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
@@ -161,7 +159,9 @@ def pndm(
 
 
 @compiled
-def _corrected_start(denoiser: Denoiser, x: Array, row: Any, table: Any, options: Options) -> Result:
+def _corrected_start(
+    denoiser: Denoiser, x: Array, row: tuple[Array, Stage, Stage], table: LinearTable[Row], options: Options
+) -> Result:
     """The first step of :func:`pndm`, with its second call, and then the others."""
     here, first, end = row
     pred = estimate(denoiser, x, here, options.cond)
@@ -171,11 +171,11 @@ def _corrected_start(denoiser: Denoiser, x: Array, row: Any, table: Any, options
     return pack(x, out[0], out[1]) if options.trajectory else out
 
 
-def _fixed_weights(grid: Grid, order: int) -> list[Any]:
+def _fixed_weights(grid: Grid, order: int) -> list[Row]:
     step, found = grid.there - grid.here, orders(grid.num_steps, order)
     rows = [[*row, *[0.0] * (order - len(row))] for row in ADAMS[:order]]
     return [step * sum(grid.xp.where(found == q + 1, row[j], 0.0) for q, row in enumerate(rows)) for j in range(order)]
 
 
-def _steps(denoiser: Denoiser, x: Array, grid: Grid, weights: list[Any], options: Options) -> Result:
+def _steps(denoiser: Denoiser, x: Array, grid: Grid, weights: list[Row], options: Options) -> Result:
     return linear_steps(denoiser, x, grid, grid.there / grid.here, weights, options, of_noise=True)

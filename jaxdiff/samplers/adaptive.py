@@ -29,7 +29,7 @@ __all__ = ["Stats", "dpm_adaptive", "rk45"]
 
 
 class Stats(NamedTuple):
-    """What an adaptive sampler did, for each sample: calls of the denoiser, steps taken and steps thrown away."""
+    """Counts of an adaptive sampler, for each sample: calls of the denoiser, steps taken and steps thrown away."""
 
     calls: Int[Array, " b"]
     accepted: Int[Array, " b"]
@@ -134,7 +134,7 @@ def _controlled(
     denoiser: Denoiser,
     x: Array,
     levels: _Levels,
-    numbers: tuple[Any, ...],
+    numbers: tuple[Scalar, ...],
     source: NoiseSource | None,
     order: int,
     max_steps: int,

@@ -5,11 +5,11 @@ Everything here is computed once, outside of the loop, for all n steps at a time
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
-from jaxdiff.samplers.loop import Grid
+from jaxdiff.samplers.loop import Grid, Row, Scalar
 
 __all__ = ["data_moments", "history", "interpolate", "noise_moments", "orders", "phi", "split"]
 
@@ -17,7 +17,7 @@ SERIES = 1.0  # below this |h| the series is summed: the closed form would cance
 TERMS = 20
 
 
-def phi(k: int, h: Any, xp: Any) -> Any:
+def phi(k: int, h: Row, xp: ModuleType) -> Row:
     """``phi_k(h) = sum_j h^j / (j + k)!``: phi_0 = exp, phi_1 = expm1(h)/h, phi_{k+1} = (phi_k - 1/k!)/h.
 
     Args:
@@ -41,17 +41,17 @@ def phi(k: int, h: Any, xp: Any) -> Any:
     return xp.where(small, series, closed)
 
 
-def data_moments(k: int, h: Any, xp: Any) -> list[Any]:
+def data_moments(k: int, h: Row, xp: ModuleType) -> list[Row]:
     """``int_0^1 h exp(-h (1 - v)) v^m dv = h m! phi_{m+1}(-h)`` for m < k: weights of estimates of x0."""
     return [h * math.factorial(m) * phi(m + 1, -h, xp) for m in range(k)]
 
 
-def noise_moments(k: int, h: Any, xp: Any) -> list[Any]:
+def noise_moments(k: int, h: Row, xp: ModuleType) -> list[Row]:
     """``int_0^1 h exp(h (1 - v)) v^m dv = h m! phi_{m+1}(h)`` for m < k: weights of estimates of eps."""
     return [h * math.factorial(m) * phi(m + 1, h, xp) for m in range(k)]
 
 
-def history(grid: Grid, k: int) -> list[Any]:
+def history(grid: Grid, k: int) -> list[Row]:
     """Noise levels of the last k calls: element j is that of j steps ago, shape (n,).
 
     Before the first step there is a stand-in, distinct and positive, so that formulas that are not used there
@@ -72,7 +72,7 @@ def orders(n: int, order: int, *, lower_at_end: bool = False) -> np.ndarray:
     return np.minimum(found, n - index) if lower_at_end else found
 
 
-def interpolate(nodes: Sequence[Any], moments: Sequence[Any], order: np.ndarray, xp: Any) -> list[Any]:
+def interpolate(nodes: Sequence[Row], moments: Sequence[Row], order: np.ndarray, xp: ModuleType) -> list[Row]:
     """Weights that integrate the polynomial through the last values: ``sum_j W_j f_j ~ int f w``.
 
     Args:
@@ -92,11 +92,11 @@ def interpolate(nodes: Sequence[Any], moments: Sequence[Any], order: np.ndarray,
     return weights
 
 
-def _lagrange(nodes: Sequence[Any], moments: Sequence[Any]) -> list[Any]:
+def _lagrange(nodes: Sequence[Row], moments: Sequence[Row]) -> list[Row]:
     """Integral of each Lagrange polynomial on ``nodes`` from the moments of the weight."""
     found = []
     for j, node in enumerate(nodes):
-        powers: list[Any] = [1.0]  # coefficients of the product of (v - v_l) / (v_j - v_l), lowest first
+        powers: list[Row | float] = [1.0]  # coefficients of the product of (v - v_l) / (v_j - v_l), lowest first
         for other in [*nodes[:j], *nodes[j + 1 :]]:
             gap = node - other
             shifted = [0.0, *powers]
@@ -106,7 +106,7 @@ def _lagrange(nodes: Sequence[Any], moments: Sequence[Any]) -> list[Any]:
     return found
 
 
-def split(here: Any, there: Any, eta: Any, xp: Any) -> tuple[Any, Any]:
+def split(here: Row, there: Row, eta: Scalar, xp: ModuleType) -> tuple[Row, Row]:
     """Ancestral step from ``here`` to ``there``: how far down the ODE goes, and the deviation of new noise.
 
     ``up = min(there, eta sqrt(there^2 (here^2 - there^2)) / here)``, ``down = sqrt(there^2 - up^2)``; without

@@ -1,14 +1,13 @@
 """The SDE members of the DPM-Solver++ family: two calls per step, or the memory of earlier steps."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtyping import Array, Float
 
 from jaxdiff.samplers.coefficients import data_moments, history, orders, split
 from jaxdiff.samplers.dpm_solver import differences, exponential_stages
 from jaxdiff.samplers.integrators import Fresh, Options, Stage, linear_steps, stage_steps
-from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_choice, check_not_negative
+from jaxdiff.samplers.loop import Grid, Result, Row, Scalar, Sigmas, as_grid, check_choice, check_not_negative
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.samplers.second_order import check_eta
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
@@ -275,7 +274,7 @@ def _check(
     return grid, None if is_zero(eta) else as_noise(key, x, method)
 
 
-def _lags(grid: Grid, k: int) -> list[Any]:
+def _lags(grid: Grid, k: int) -> list[Row]:
     """The steps before in log sigma, newest first, in units of this one."""
     levels = history(grid, k)
     return [grid.xp.log(levels[j + 1] / levels[j]) / grid.h for j in range(k - 1)]
@@ -293,7 +292,7 @@ def _steps(
     denoiser: Denoiser,
     x: Array,
     grid: Grid,
-    weights: Sequence[Any],
+    weights: Sequence[Row],
     eta: Scalar,
     fresh: Fresh | None,
     options: Options,

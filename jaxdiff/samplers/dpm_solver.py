@@ -1,9 +1,10 @@
 """DPM-Solver and DPM-Solver++: exponential integrators in ``lambda = -log sigma``, single-step and multistep."""
 
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.pytrees import compiled
@@ -18,7 +19,7 @@ from jaxdiff.samplers.integrators import (
     stage_plan,
     stage_steps,
 )
-from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_choice, check_not_negative
+from jaxdiff.samplers.loop import Grid, Result, Row, Scalar, Sigmas, as_grid, check_choice, check_not_negative
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.samplers.second_order import check_eta
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, require
@@ -232,7 +233,7 @@ def _runs(n: int, calls: int | None) -> list[tuple[int, int, int]]:
     return runs + [(head + i, head + i + 1, order) for i, order in enumerate(tail)]
 
 
-def multistep_table(grid: Grid, order: int, *, predict: str, curvature: float, lower_at_end: bool) -> list[Any]:
+def multistep_table(grid: Grid, order: int, *, predict: str, curvature: float, lower_at_end: bool) -> list[Row]:
     """Weights of the last estimates of DPM-Solver's multistep forms; 0 for a step to 0."""
     h, levels, xp = grid.h, history(grid, order), grid.xp
     moments = data_moments(3, h, xp) if predict == "x0" else [-grid.inner * m for m in noise_moments(3, h, xp)]
@@ -241,7 +242,9 @@ def multistep_table(grid: Grid, order: int, *, predict: str, curvature: float, l
     return [xp.where(grid.there == 0, 0.0, w) for w in differences(lags, moments, found, curvature, xp)]
 
 
-def differences(lags: Sequence[Any], moments: Sequence[Any], order: Any, curvature: float, xp: Any) -> list[Any]:
+def differences(
+    lags: Sequence[Row], moments: Sequence[Row], order: np.ndarray, curvature: float, xp: ModuleType
+) -> list[Row]:
     """Weights of the last estimates from DPM-Solver's divided differences.
 
     Order 2 weighs ``(f - f_last)/r_0`` by half the zeroth moment, as published ("midpoint"); order 3 the first
@@ -271,7 +274,7 @@ def differences(lags: Sequence[Any], moments: Sequence[Any], order: Any, curvatu
     return weights
 
 
-def exponential_stages(grid: Grid, there: Any, order: int, *, predict: str = "x0", eta: Any = 0.0) -> list[Stage]:
+def exponential_stages(grid: Grid, there: Row, order: int, *, predict: str = "x0", eta: Scalar = 0.0) -> list[Stage]:
     """Stages of the single-step exponential integrators from ``grid.here`` to ``there``.
 
     Points at one half (order 2), or one and two thirds (order 3), of the way in lambda. With eta > 0 the drift
@@ -296,7 +299,7 @@ def exponential_stages(grid: Grid, there: Any, order: int, *, predict: str = "x0
         span = part * h * (1 + eta)
         used = 2 if order == 3 and i > 0 else 1
         m0, *more = data_moments(used, span, xp) if predict == "x0" else noise_moments(used, span, xp)
-        extra = [0.0] * i
+        extra: list[Row | float] = [0.0] * i
         if order == 2 and i == 1:
             extra[0] = m0  # slope over the half: m0 / (2 r) with r = 1/2
         elif order == 3 and i > 0:

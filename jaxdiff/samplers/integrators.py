@@ -4,8 +4,8 @@ A method is its table of coefficients; each form here takes one step from such a
 where the grid is known, and are arguments of the compiled run: other noise levels are no new program.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdiff.pytrees import compiled
-from jaxdiff.samplers.loop import Grid, Result, cast, ends_at_zero, estimate, pack, scan_steps
+from jaxdiff.samplers.loop import Grid, Result, Row, cast, ends_at_zero, estimate, pack, scan_steps
 from jaxdiff.typing import Cond, Denoiser, NoiseSource
 
 __all__ = [
@@ -31,8 +31,14 @@ __all__ = [
 ]
 
 
+R = TypeVar("R", bound=Row)
+
+LinearTable: TypeAlias = tuple[R, tuple[R, R, R, tuple[R, ...], R]]
+"""Index of each step, and its (here, there, keep, weights but that of f_0, std)."""
+
+
 class Options(NamedTuple):
-    """What every sampler passes on: conditioning, whether to keep states, steps per iteration."""
+    """Options that every sampler passes on: conditioning, whether to keep states, steps per iteration."""
 
     cond: Cond
     trajectory: bool
@@ -43,7 +49,7 @@ class Fresh(NamedTuple):
     """Fresh noise: its source, the standard deviation in each step (n,), and the index of the first step."""
 
     source: NoiseSource
-    std: Any
+    std: Row
     first_step: int | Array = 0
 
 
@@ -51,8 +57,8 @@ def linear_steps(
     denoiser: Denoiser,
     x: Array,
     grid: Grid,
-    keep: Any,
-    weights: Sequence[Any],
+    keep: Row,
+    weights: Sequence[Row],
     options: Options,
     *,
     fresh: Fresh | None = None,
@@ -83,7 +89,7 @@ def linear_steps(
     return run_linear(denoiser, x, table, source, tuple(past), of_noise, options)
 
 
-def linear_table(grid: Grid, keep: Any, weights: Sequence[Any], fresh: Fresh | None, x: Array) -> Any:
+def linear_table(grid: Grid, keep: Row, weights: Sequence[Row], fresh: Fresh | None, x: Array) -> LinearTable[Row]:
     """Index and coefficients of each step of :func:`run_linear`, arrays (n,) at the precision of ``x``."""
     std = grid.xp.zeros_like(grid.here) if fresh is None else fresh.std
     index = np.arange(grid.num_steps) + (0 if fresh is None else fresh.first_step)
@@ -94,7 +100,7 @@ def linear_table(grid: Grid, keep: Any, weights: Sequence[Any], fresh: Fresh | N
 def run_linear(
     denoiser: Denoiser,
     x: Array,
-    table: Any,
+    table: LinearTable[Row],
     source: NoiseSource | None,
     past: tuple[Array, ...],
     of_noise: bool,
@@ -102,7 +108,7 @@ def run_linear(
 ) -> Result:
     """Take the steps of a :func:`linear_table`; the arguments are those of :func:`linear_steps`."""
 
-    def step(carry: tuple[Array, ...], row: tuple[Any, ...]) -> tuple[tuple[Array, ...], Array]:
+    def step(carry: tuple[Array, ...], row: LinearTable[Array]) -> tuple[tuple[Array, ...], Array]:
         x, *memory = carry
         index, (here, there, keep, weights, std) = row
         pred = estimate(denoiser, x, here, options.cond)
@@ -133,7 +139,11 @@ class Stage(NamedTuple):
     noise: Sequence[Any] = ()
 
 
-def slopes(grid: Grid, start: Any, levels: Sequence[Any], tableau: Sequence[Sequence[Any]]) -> list[Stage]:
+StageRows: TypeAlias = tuple[R, tuple[R, tuple[R, ...], list[tuple[R, R]], list[Stage]]]
+"""Index of each step's first draw, and its (start, deviation of the churn if any, intervals, stages)."""
+
+
+def slopes(grid: Grid, start: Row, levels: Sequence[Row], tableau: Sequence[Sequence[Row]]) -> list[Stage]:
     """Stages from weights of slopes: ``y_i = x + sum_j tableau[i][j] (y_j - D_j)/sigma_j``, with y_0 = x.
 
     The slope of ``x proportional to sigma`` is constant, so where all D are 0 every such method is exact: the
@@ -168,10 +178,10 @@ def stage_steps(
     *,
     zero: bool | None,
     source: NoiseSource | None = None,
-    intervals: Sequence[tuple[Any, Any]] = (),
+    intervals: Sequence[tuple[Row, Row]] = (),
     first_step: int | Array = 0,
-    start: Any = None,
-    churn: Any = None,
+    start: Row | None = None,
+    churn: Row | None = None,
 ) -> Result:
     """Single-step method with stages: as many calls of the denoiser per step as it has stages.
 
@@ -204,12 +214,12 @@ def stage_steps(
 class StagePlan(NamedTuple):
     """The steps of :func:`run_stages`: index and coefficients of each, and what is known of the last."""
 
-    rows: Any
+    rows: StageRows[Row]
     num_steps: int
     zero: bool
     """Whether the last step is taken to 0, known or promised."""
     known: bool
-    last: Any
+    last: Row
     """The last noise level."""
 
 
@@ -219,20 +229,19 @@ def stage_plan(
     x: Array,
     *,
     zero: bool | None,
-    intervals: Sequence[tuple[Any, Any]] = (),
+    intervals: Sequence[tuple[Row, Row]] = (),
     first_step: int | Array = 0,
-    start: Any = None,
-    churn: Any = None,
+    start: Row | None = None,
+    churn: Row | None = None,
 ) -> StagePlan:
     """Coefficients of single-step methods, arrays (n,) at the precision of ``x``; arguments as :func:`stage_steps`."""
     zero, xp = ends_at_zero(grid, zero), grid.xp
-    start = grid.here if start is None else start
+    levels: Row = grid.here if start is None else start
     stop = grid.there == 0
     end = Stage(*jax.tree.map(lambda part: xp.where(stop, 0.0, part), tuple(stages[-1])))
     stages = [*stages[:-1], end]
-    churn = () if churn is None else (churn,)
     index = (np.arange(grid.num_steps) + first_step) * len(intervals)
-    rows = index, cast((start, churn, list(intervals), stages), x)
+    rows = index, cast((levels, () if churn is None else (churn,), list(intervals), stages), x)
     return StagePlan(rows, grid.num_steps, zero, bool(grid.to_zero), cast(grid.there[-1], x))
 
 
@@ -240,14 +249,14 @@ def stage_plan(
 def run_stages(denoiser: Denoiser, x: Array, plan: StagePlan, source: NoiseSource | None, options: Options) -> Result:
     """Take the steps of a plan; the arguments are those of :func:`stage_steps`."""
 
-    def begin(x: Array, row: Any) -> tuple[Array, list[Array]]:
+    def begin(x: Array, row: StageRows[Array]) -> tuple[Array, list[Array]]:
         index, (start, churn, intervals, _) = row
         draws = []
         if source is not None:
             draws = [source(index + j, a, b, x) for j, (a, b) in enumerate(intervals)]
         return (x + churn[0] * draws[0] if churn else x), draws
 
-    def step(x: Array, row: Any) -> tuple[Array, Array]:
+    def step(x: Array, row: StageRows[Array]) -> tuple[Array, Array]:
         index, (start, churn, intervals, stages) = row
         x, draws = begin(x, row)
         point, level, found = x, start, []
@@ -262,14 +271,22 @@ def run_stages(denoiser: Denoiser, x: Array, plan: StagePlan, source: NoiseSourc
             level = stage.sigma
         return point, point
 
-    def final(x: Array, row: Any) -> Array:
+    def final(x: Array, row: StageRows[Array]) -> Array:
         x = estimate(denoiser, begin(x, row)[0], row[1][0], options.cond)
         return x if plan.known else jnp.where(plan.last == 0, x, jnp.nan)
 
     return _run(step, final, x, plan.rows, plan.num_steps, plan.zero, options)
 
 
-def _run(step: Any, final: Any, x: Array, rows: Any, n: int, zero: bool, options: Options) -> Result:
+def _run(
+    step: Callable[[Array, StageRows[Array]], tuple[Array, Array]],
+    final: Callable[[Array, StageRows[Array]], Array],
+    x: Array,
+    rows: StageRows[Row],
+    n: int,
+    zero: bool,
+    options: Options,
+) -> Result:
     """All steps in the loop, or all but the last, which ``final`` takes."""
     full = n - 1 if zero else n
     last, states = x, x[None][:0] if options.trajectory else None

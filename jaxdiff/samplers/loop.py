@@ -1,20 +1,22 @@
 """What every sampler shares: checks before tracing, the one loop, and its result."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from types import ModuleType
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxdiff.typing import Cond, Denoiser, require
 
 __all__ = [
     "Grid",
     "Result",
+    "Row",
     "Scalar",
     "Sigmas",
     "as_grid",
@@ -27,11 +29,17 @@ __all__ = [
     "scan_steps",
 ]
 
+Carry = TypeVar("Carry")
+Rows = TypeVar("Rows")
+
 Sigmas: TypeAlias = Float[Array, " sigmas"] | Float[np.ndarray, " sigmas"]
 """n + 1 noise levels; their values may be traced."""
 
 Result: TypeAlias = Any
 """``x`` of shape (batch, ...), or ``(x, states)`` with states (n + 1, batch, ...) for ``trajectory=True``."""
+
+Row: TypeAlias = np.ndarray | Array
+"""A number for each of n steps, shape (n,): on the host, or traced; inside the loop that of one step."""
 
 Scalar: TypeAlias = float | int | Float[Array, ""]
 """A real number: of Python, or a traced scalar whose value may change without a recompile."""
@@ -46,7 +54,7 @@ class Grid(NamedTuple):
     """
 
     sigmas: Any
-    xp: Any
+    xp: ModuleType
     to_zero: bool | None
     """Whether the last sigma is 0; None where it is traced."""
 
@@ -76,7 +84,7 @@ class Grid(NamedTuple):
         return self.sigmas.shape[0] - 1
 
 
-def as_grid(x: Array, sigmas: Array | np.ndarray, *, inversion: bool, values: Sequence[Any] = ()) -> Grid:
+def as_grid(x: Array, sigmas: Array | np.ndarray, *, inversion: bool, values: Sequence[Scalar | Row] = ()) -> Grid:
     """Check ``x`` and ``sigmas`` and make the grid.
 
     Args:
@@ -140,14 +148,14 @@ def ends_at_zero(grid: Grid, promised: bool | None = None) -> bool:
     return grid.to_zero
 
 
-def cast(coefficients: Any, x: Array) -> Any:
+def cast(coefficients: Rows, x: Array) -> Rows:
     """Coefficients, computed at the precision of the grid, at that of ``x``; what is on the host stays there."""
     return jax.tree.map(
         lambda c: jnp.asarray(c, x.dtype) if isinstance(c, jax.Array) else np.asarray(c, x.dtype), coefficients
     )
 
 
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``, naming both."""
     require(value in choices, f"{name}={value!r} is not known: choose one of {', '.join(map(repr, choices))}.")
 
@@ -183,13 +191,13 @@ def estimate(denoiser: Denoiser, x: Array, sigma: Array, cond: Cond) -> Array:
 
 
 def scan_steps(
-    step: Callable[[Any, Any], tuple[Any, Array]],
-    carry: Any,
-    coefficients: Any,
+    step: Callable[[Carry, PyTree], tuple[Carry, Array]],
+    carry: Carry,
+    coefficients: PyTree,
     *,
     trajectory: bool,
     unroll: int,
-) -> tuple[Any, Array | None]:
+) -> tuple[Carry, Array | None]:
     """Run ``step`` over per-step coefficients as one ``lax.scan``.
 
     Args:
@@ -207,7 +215,7 @@ def scan_steps(
     """
     require(unroll >= 1, f"unroll={unroll} must be at least 1.")
 
-    def body(carry: Any, coefficient: Any) -> tuple[Any, Array | None]:
+    def body(carry: Carry, coefficient: PyTree) -> tuple[Carry, Array | None]:
         carry, x = step(carry, coefficient)
         return carry, (x if trajectory else None)
 

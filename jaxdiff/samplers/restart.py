@@ -1,13 +1,13 @@
 """Restart sampling: down the ODE, back up by adding noise, and down again."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.samplers.integrators import Options, stage_steps
-from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_not_negative
+from jaxdiff.samplers.loop import Grid, Result, Row, Scalar, Sigmas, as_grid, check_not_negative
 from jaxdiff.samplers.noise import as_noise
 from jaxdiff.samplers.second_order import heun_stages
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, require
@@ -16,7 +16,7 @@ __all__ = ["Restart", "restart", "restart_between"]
 
 
 class Restart(NamedTuple):
-    """Where to restart, as positions in the grid: they are fixed when tracing, the noise levels are not.
+    """A restart, as positions in the grid: they are fixed when tracing, the noise levels are not.
 
     >>> Restart(low=6, high=4, times=2, steps=3)
     Restart(low=6, high=4, times=2, steps=3)
@@ -120,8 +120,8 @@ def restart(
     )
 
 
-def _way(grid: Grid, restarts: Sequence[tuple[int, int, int, int | None]]) -> tuple[Any, Any]:
-    """Where each step of the whole way starts (after a jump: above the last landing), and where it lands."""
+def _way(grid: Grid, restarts: Sequence[tuple[int, int, int, int | None]]) -> tuple[Row, Row]:
+    """Start (after a jump: above the last landing) and landing of each step of the whole way."""
     parts, done = [], 0
     for low, high, times, steps in restarts:
         require(

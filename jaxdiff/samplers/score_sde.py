@@ -1,14 +1,23 @@
 """Samplers of the score-SDE family: discretised reverse SDEs, with or without Langevin corrections."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.pytrees import compiled, number
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
-from jaxdiff.samplers.loop import Result, Scalar, Sigmas, as_grid, cast, check_not_negative, estimate, pack, scan_steps
+from jaxdiff.samplers.loop import (
+    Result,
+    Row,
+    Scalar,
+    Sigmas,
+    as_grid,
+    cast,
+    check_not_negative,
+    estimate,
+    pack,
+    scan_steps,
+)
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource, require
 
@@ -129,7 +138,7 @@ def predictor_corrector(
 def _corrected_steps(
     denoiser: Denoiser,
     x: Array,
-    rows: Any,
+    rows: tuple[Row, tuple[Row, Row, Row, Row]],
     source: NoiseSource,
     corrections: int,
     snr: Scalar,
@@ -137,7 +146,7 @@ def _corrected_steps(
 ) -> Result:
     """The steps of :func:`predictor_corrector`."""
 
-    def step(x: Array, row: tuple[Array, tuple[Array, ...]]) -> tuple[Array, Array]:
+    def step(x: Array, row: tuple[Array, tuple[Array, Array, Array, Array]]) -> tuple[Array, Array]:
         index, (here, there, keep, std) = row
         gain = 2 * (snr * here) ** 2
         for j in range(corrections):

@@ -1,20 +1,19 @@
 """Second-order single-step samplers: Heun's method and the midpoint method, plain, churned and ancestral."""
 
 import math
-from typing import Any
 
 from jaxtyping import Array, Float
 
 from jaxdiff.samplers.coefficients import split
 from jaxdiff.samplers.integrators import Options, Stage, slopes, stage_steps
-from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_not_negative
+from jaxdiff.samplers.loop import Grid, Result, Row, Scalar, Sigmas, as_grid, check_not_negative
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
 __all__ = ["dpm_2", "dpm_2_ancestral", "flow_heun", "heun", "heun_stages", "stochastic_heun"]
 
 
-def heun_stages(grid: Grid, start: Any) -> list[Stage]:
+def heun_stages(grid: Grid, start: Row) -> list[Stage]:
     """The two stages of Heun's method from ``start`` to ``grid.inner``."""
     step = grid.inner - start
     return slopes(grid, start, [grid.inner, grid.inner], [[step], [step / 2, step / 2]])
@@ -247,7 +246,7 @@ def check_eta(eta: Scalar) -> None:
         raise ValueError(f"eta={eta} must lie in [0, 1]: 0 draws no noise.")
 
 
-def _midpoint_stages(grid: Grid, there: Any) -> list[Stage]:
+def _midpoint_stages(grid: Grid, there: Row) -> list[Stage]:
     middle = grid.xp.sqrt(grid.here * there)
     nought = grid.xp.zeros_like(there)
     return slopes(grid, grid.here, [middle, there], [[middle - grid.here], [nought, there - grid.here]])

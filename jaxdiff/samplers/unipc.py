@@ -6,14 +6,14 @@ the next step: these are linear multistep methods with one more estimate of memo
 """
 
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.samplers.coefficients import data_moments, history, interpolate, noise_moments, orders
 from jaxdiff.samplers.integrators import Fresh, Options, linear_steps
-from jaxdiff.samplers.loop import Grid, Result, Scalar, Sigmas, as_grid, check_choice, check_not_negative
+from jaxdiff.samplers.loop import Grid, Result, Row, Scalar, Sigmas, as_grid, check_choice, check_not_negative
 from jaxdiff.samplers.noise import as_noise, is_zero
 from jaxdiff.typing import Cond, Denoiser, Keys, NoiseSource
 
@@ -154,13 +154,13 @@ def sa_solver(
     return linear_steps(denoiser, x, grid, keep, weights, Options(cond, trajectory, unroll), fresh=fresh)
 
 
-def _replace(weights: Sequence[Any], others: Sequence[Any], where: Any, xp: Any) -> list[Any]:
+def _replace(weights: Sequence[Row], others: Sequence[Row], where: np.ndarray, xp: ModuleType) -> list[Row]:
     """Take ``others`` for the first weights in the steps named by ``where``."""
     found = [xp.where(where, new, old) for new, old in zip(others, weights, strict=False)]
     return [*found, *weights[len(found) :]]
 
 
-def _melt(grid: Grid, predictor: Sequence[Any], corrector: Sequence[Any], keep: Any) -> list[Any]:
+def _melt(grid: Grid, predictor: Sequence[Row], corrector: Sequence[Row], keep: Row) -> list[Row]:
     """Weights of steps whose x is first corrected: ``w_j + keep e_j``, e the correction of the step before.
 
     ``e_0`` is the weight that the corrector gives to the new estimate; ``e_j``, for the older ones, what it gives

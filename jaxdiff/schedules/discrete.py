@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import jax
@@ -189,7 +190,9 @@ class ScaledLinear(Quadratic):
     beta_end: float = 1.2e-2
 
 
-def _betas_from_log_alpha_bar(log_alpha_bar: Any, low: Any, high: Any, xp: Any) -> Any:
+def _betas_from_log_alpha_bar(
+    log_alpha_bar: np.ndarray | Array, low: float | Array, high: float | Array, xp: ModuleType
+) -> np.ndarray | Array:
     return xp.clip(-xp.expm1(xp.diff(log_alpha_bar)), low, high)
 
 

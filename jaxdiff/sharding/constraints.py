@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from jaxdiff.sharding.mesh import place
 from jaxdiff.sharding.rules import MIN_SIZE, RULES, Placement, Rules, placement
@@ -24,7 +25,7 @@ class Here(NamedTuple):
     min_size: int
 
     def placement(self, path: str, shape: tuple[int, ...]) -> Placement:
-        """Where a parameter is stored."""
+        """The place where a parameter is stored."""
         return placement(path, shape, self.mesh.shape, rules=self.rules, min_size=self.min_size)
 
 
@@ -61,7 +62,7 @@ def on_mesh(function: F, mesh: Mesh, *, rules: Rules = RULES, min_size: int = MI
 
 
 def here() -> Here | None:
-    """What ``on_mesh`` has said, if the mesh splits parameters; else None."""
+    """The mesh and the rules given to ``on_mesh``, if the mesh splits parameters; else None."""
     mesh = jax.sharding.get_abstract_mesh()
     splits = not mesh.empty and max(mesh.shape.get("fsdp", 1), mesh.shape.get("tensor", 1)) > 1
     return Here(mesh, *_RULES.get()) if splits else None
@@ -101,7 +102,7 @@ def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*(tuple(n for n in entry if n not in ("fsdp", None)) or None for entry in names))
 
 
-def create(first: Callable[[], Any], shardings: Any, *, rules: Rules = RULES, min_size: int = MIN_SIZE) -> Any:
+def create(first: Callable[[], PyTree], shardings: PyTree, *, rules: Rules = RULES, min_size: int = MIN_SIZE) -> PyTree:
     """Make a state where it will lie: no device and no host holds more than its part and what making that takes.
 
     Args:

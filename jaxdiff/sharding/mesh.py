@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from jaxdiff.typing import require
 
@@ -86,7 +87,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place(tree: Any, sharding: Any) -> Any:
+def place(tree: PyTree, sharding: PyTree) -> PyTree:
     """Put a tree on the devices, or mark an abstract tree as lying there.
 
     Args:
@@ -117,7 +118,7 @@ def _local_parts(mesh: Mesh) -> tuple[int, int]:
     return len(mine), max(len(owners) for owners in mine)
 
 
-def shard_batch(batch: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
+def shard_batch(batch: PyTree, mesh: Mesh, *, stacked: bool = False) -> PyTree:
     """Build the global batch from the rows that this process loaded.
 
     Args:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
+from jaxtyping import PyTree
 
 from jaxdiff.pytrees import by_path
 
@@ -44,7 +46,7 @@ WHOLE = re.compile(r"^(tally|memory)(/|$)")
 
 
 class Placement(NamedTuple):
-    """Where one array lies.
+    """The place of one array on the mesh.
 
     Attributes:
         path: of the array in its tree.
@@ -131,7 +133,7 @@ def _largest(shape: tuple[int, ...], axes: list[tuple[str, ...]], sizes: Mapping
     return max(free or divisible, key=lambda axis: (part(axis), axis), default=None)
 
 
-def state_sharding(state: Any, mesh: Mesh, *, rules: Rules = RULES, min_size: int = MIN_SIZE) -> Any:
+def state_sharding(state: PyTree, mesh: Mesh, *, rules: Rules = RULES, min_size: int = MIN_SIZE) -> PyTree:
     """Choose the sharding of every array of a train state.
 
     Args:
@@ -145,7 +147,7 @@ def state_sharding(state: Any, mesh: Mesh, *, rules: Rules = RULES, min_size: in
         and no size splits, are replicated.
     """
 
-    def one(path: Any, leaf: Any) -> NamedSharding:
+    def one(path: KeyPath, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         decided = placement(name, tuple(leaf.shape), mesh.shape, rules=rules, min_size=min_size)
         return NamedSharding(mesh, decided.spec)
@@ -154,7 +156,7 @@ def state_sharding(state: Any, mesh: Mesh, *, rules: Rules = RULES, min_size: in
 
 
 def describe(
-    state: Any, mesh: Mesh | AbstractMesh, *, rules: Rules = RULES, min_size: int = MIN_SIZE
+    state: PyTree, mesh: Mesh | AbstractMesh, *, rules: Rules = RULES, min_size: int = MIN_SIZE
 ) -> list[Placement]:
     """Say for every array what ``state_sharding`` decides, and why it does not split it further.
 

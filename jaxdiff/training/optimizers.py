@@ -11,7 +11,7 @@ from jaxdiff.typing import require
 
 __all__ = ["OPTIMIZERS", "AdamConfig", "AdamWConfig", "LearningRate", "OptimConfig", "make_optimizer"]
 
-LearningRate: TypeAlias = Callable[[Any], Any]
+LearningRate: TypeAlias = optax.Schedule
 """Number of updates done -> learning rate of the next one."""
 
 

@@ -5,20 +5,18 @@ resumed logs the same numbers as one that was not.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxdiff import ema
 from jaxdiff.training.optimizers import make_optimizer
-from jaxdiff.typing import Loss, Mean, Metrics, Params, StagedLoss, require
+from jaxdiff.typing import Batch, Loss, Mean, Metrics, Params, StagedLoss, require
 
 __all__ = ["TrainState", "init_state", "make_optimizer", "make_train_step", "num_updates"]
-
-Batch: TypeAlias = Mapping[str, Any]
 
 
 class TrainState(NamedTuple):
@@ -38,12 +36,12 @@ class TrainState(NamedTuple):
 
     step: Int[Array, ""]
     params: Params
-    opt_state: Any
+    opt_state: PyTree
     ema_params: Params
     skipped: Int[Array, ""]
     skipped_in_row: Int[Array, ""]
     tally: dict[str, Mean]
-    memory: Any = ()
+    memory: PyTree = ()
     tracks: dict[str, Params] = {}
 
 
@@ -52,17 +50,17 @@ def _staged(loss: Loss | StagedLoss) -> StagedLoss:
     if isinstance(loss, StagedLoss):
         return loss
 
-    def draw(batch: Batch, key: Array, memory: Any) -> Batch:
+    def draw(batch: Batch, key: Array, memory: PyTree) -> Batch:
         del key, memory
         return batch
 
-    def evaluate(params: Params, rows: Batch, key: Array) -> tuple[Array, Metrics, Any]:
+    def evaluate(params: Params, rows: Batch, key: Array) -> tuple[Array, Metrics, PyTree]:
         return *loss(params, rows, key), ()
 
     return StagedLoss(draw=draw, evaluate=evaluate)
 
 
-def _as_mean(metric: Any) -> Mean:
+def _as_mean(metric: Array | Mean) -> Mean:
     if isinstance(metric, Mean):
         return Mean(metric.total.astype(jnp.float32), metric.count.astype(jnp.float32))
     metric = jnp.asarray(metric, jnp.float32)
@@ -149,11 +147,11 @@ def num_updates(state: TrainState) -> Int[Array, ""]:
     return state.step - state.skipped
 
 
-def _select(keep: Bool[Array, ""], new: Any, old: Any) -> Any:
+def _select(keep: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda n, o: jax.lax.select(keep, n, o), new, old)
 
 
-def _interleaved(rows: Any, parts: int) -> Any:
+def _interleaved(rows: PyTree, parts: int) -> PyTree:
     """Split (batch, ...) into (parts, batch / parts, ...); part i holds rows i, i + parts, ...
 
     In this order each device finds its own rows in every part, when the batch is split over devices.
@@ -161,17 +159,17 @@ def _interleaved(rows: Any, parts: int) -> Any:
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), rows)
 
 
-def _in_order(seen: Any) -> Any:
+def _in_order(seen: PyTree) -> PyTree:
     """Inverse of ``_interleaved``."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), seen)
 
 
 def _gradient(
-    loss: StagedLoss, params: Params, rows: Any, key: Array, parts: int
-) -> tuple[Array, dict[str, Mean], Any, Params]:
+    loss: StagedLoss, params: Params, rows: PyTree, key: Array, parts: int
+) -> tuple[Array, dict[str, Mean], PyTree, Params]:
     """Loss, metrics, what was seen of each row, and gradient; of one part after another, averaged."""
 
-    def objective(params: Params, rows: Any, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
+    def objective(params: Params, rows: PyTree, key: Array) -> tuple[Array, tuple[Metrics, PyTree]]:
         value, metrics, seen = loss.evaluate(params, rows, key)
         return value, (metrics, seen)
 
@@ -202,10 +200,10 @@ def make_train_step(
     project: Callable[[Params], Params] | None = None,
     micro_batches: int = 1,
     steps_per_call: int = 1,
-    fetch: Callable[[Any, Any], Batch] | None = None,
-    state_sharding: Any = None,
-    compiler_options: Mapping[str, Any] | None = None,
-) -> Callable[[TrainState, Any, Key[Array, ""]], TrainState]:
+    fetch: Callable[[PyTree, PyTree], Batch] | None = None,
+    state_sharding: PyTree = None,
+    compiler_options: Mapping[str, str | bool | int | float] | None = None,
+) -> Callable[[TrainState, PyTree, Key[Array, ""]], TrainState]:
     """Make the train step: one jitted function whose state argument is donated.
 
     ::
@@ -280,10 +278,10 @@ def make_train_step(
             skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1),
         )
 
-    def call(state: TrainState, batch: Any, key: Key[Array, ""]) -> TrainState:
+    def call(state: TrainState, batch: PyTree, key: Key[Array, ""]) -> TrainState:
         store, items = batch if fetch is not None else (None, batch)
 
-        def one(state: TrainState, item: Any) -> tuple[TrainState, None]:
+        def one(state: TrainState, item: PyTree) -> tuple[TrainState, None]:
             return step(state, fetch(store, item) if fetch is not None else item, key), None
 
         return one(state, items)[0] if steps_per_call == 1 else jax.lax.scan(one, state, items)[0]

@@ -230,7 +230,7 @@ class Level(NamedTuple):
 
 
 class Path(NamedTuple):
-    """What the blocks of a path have in common.
+    """Layers and inputs that the blocks of a path share.
 
     Attributes:
         block: (width, resampling, name) -> residual block.

@@ -24,7 +24,7 @@ __all__ = ["BlockStyle", "ImageAttention", "LabelRows", "UNetBlock", "augment_ro
 
 @dataclasses.dataclass(frozen=True)
 class BlockStyle:
-    """What all blocks of one network have in common.
+    """Options that all blocks of one network share.
 
     Attributes:
         dropout: rate before the second convolution, in [0, 1).

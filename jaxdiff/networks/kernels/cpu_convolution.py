@@ -9,7 +9,6 @@ the same sum over half as many rows of twice the width.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +28,8 @@ Padding = tuple[int, int]
 def bilinear(
     name: str,
     product: Callable[[Array, Array], Array],
-    transpose_left: Callable[[Array, Any, Array], Array],
-    transpose_right: Callable[[Array, Array, Any], Array],
+    transpose_left: Callable[[Array, object, Array], Array],
+    transpose_right: Callable[[Array, Array, object], Array],
 ) -> Primitive:
     """A product of two arrays, linear in each, whose gradients are computed as given.
 
@@ -60,7 +59,7 @@ def bilinear(
 
 
 def fold_rows(rows: int) -> int:
-    """How many rows of a matrix to put side by side before they are summed: 1, 2 or 4."""
+    """Number of rows of a matrix to put side by side before they are summed: 1, 2 or 4."""
     return next((n for n in (4, 2) if rows % n == 0 and rows // n >= ROWS), 1)
 
 
@@ -98,7 +97,7 @@ def _canonical(x: Array, kernel: Array, padding: list[Padding]) -> Array:
     )
 
 
-def _gradient_of_input(cotangent: Array, x: Any, kernel: Array, *, padding: Padding) -> Array:
+def _gradient_of_input(cotangent: Array, x: object, kernel: Array, *, padding: Padding) -> Array:
     """The cotangents convolved with the reversed kernel, inputs and outputs exchanged."""
     del x  # what the gradient is of; a rule of a bilinear primitive gets a placeholder
     axes = tuple(range(kernel.ndim - 2))
@@ -107,7 +106,7 @@ def _gradient_of_input(cotangent: Array, x: Any, kernel: Array, *, padding: Padd
     return _stride_free(cotangent, reversed_kernel, padding=(edge - padding[0], edge - padding[1]))
 
 
-def _gradient_of_kernel(cotangent: Array, x: Array, kernel: Any, *, padding: Padding) -> Array:
+def _gradient_of_kernel(cotangent: Array, x: Array, kernel: object, *, padding: Padding) -> Array:
     """The inputs convolved with the cotangents over space, rows of the batch being what is summed over."""
     del kernel  # as above
     axes = tuple(range(1, x.ndim - 1))

@@ -34,7 +34,7 @@ def with_attention(asked: Attention) -> Iterator[None]:
 
 
 def asked_attention() -> Attention:
-    """How attention is to be computed in what is traced now."""
+    """Form of attention asked for in what is traced now."""
     return _ATTENTION.value
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,7 @@ def _total(layout: Layout, kind: str) -> int:
     return sum(math.prod(shape) for shape, init in layout if init.kind == kind)
 
 
-def _cut(vectors: Mapping[str, Any], layout: Layout) -> list[Array]:
+def _cut(vectors: Mapping[str, np.ndarray | Array], layout: Layout) -> list[Array]:
     """Cut the long vectors into the arrays, and scale these."""
     used, leaves = dict.fromkeys(vectors, 0), []
     for shape, init in layout:

@@ -170,7 +170,7 @@ class MPConv(nn.Module):
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def _name(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path[-1:], simple=True)
 
 
