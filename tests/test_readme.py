@@ -1,14 +1,16 @@
 """README is true: its Python runs, its pictures and files exist, its commands name real recipes and options."""
 
 import dataclasses
+import importlib.util
 import pathlib
 import re
+import shlex
+import sys
 import tomllib
-import typing
 
 import pytest
 
-from jaxdiff.config import Config
+from jaxdiff.config import KINDS, Config
 from jaxdiff.config.recipes import load_recipes
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -52,11 +54,58 @@ def test_what_a_page_names_exists(page):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extra in re.findall(r"'\.\[([a-z0-9]+)\]'", text):
         assert extra in extras, extra
-    sections = typing.get_type_hints(Config)
-    for section, option in re.findall(r"--([a-z]+)\.([a-z][a-z-]*)", text):
-        kinds = typing.get_args(sections[section]) or (sections[section],)
-        known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-        assert option.removeprefix("no-").replace("-", "_") in known, f"--{section}.{option}"
+
+
+def test_every_option_that_a_page_names_exists():
+    sections = {field.name: field.type for field in dataclasses.fields(Config)}
+    for page, text in PAGES.items():
+        for section, option in re.findall(r"--([a-z]+(?:-[a-z]+)?)\.([a-z][a-z-]*)", text):
+            name = section.replace("-", "_")
+            kinds = KINDS[name].values() if name in KINDS else (sections[name],)
+            known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+            assert option.removeprefix("no-").replace("-", "_") in known, f"{page}: --{section}.{option}"
+
+
+def commands(name):
+    """Commands of all pages, as words behind the name of the program."""
+    text = "\n".join([TEXT, *(page.read_text() for page in (ROOT / "docs").glob("*.md"))])
+    return [
+        shlex.split(line) for line in re.findall(rf"python {name}\.py ([a-z][^`'#&\n]*(?:'[^'\n]*'[^`#&\n]*)?)", text)
+    ]
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Imports a program of the top folder."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"program_{name}", ROOT / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_every_train_command_parses(program, monkeypatch):
+    train = program("train")
+    found = commands("train")
+    assert len(found) > 10
+    for words in found:
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        assert train.parse().config.name == words[0]
+
+
+def test_every_sample_command_parses(program):
+    sample = program("sample")
+    found, config = commands("sample"), load_recipes(ROOT / "configs")["digits"][1]
+    assert len(found) > 6
+    for words in found:
+        args, rest = sample.parse(words)
+        changed = sample.updated(config, args, rest)
+        assert str(args.run_dir) == words[0]
+        assert "--sampler" not in words or changed.sampler.kind == words[words.index("--sampler") + 1]
 
 
 def test_the_table_of_types_and_products_is_that_of_the_recipes():
