@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxdiff import outputs
+from jaxdiff.config import KINDS
 from jaxdiff.viz import cli
 
 RNG = np.random.default_rng(0)
@@ -47,7 +48,10 @@ def test_forward_command_shows_a_data_set(tmp_path, capsys):
     with Image.open(out) as picture:
         assert np.asarray(picture.convert("L")).std() > 30
     np.savez(tmp_path / "mine.npz", train_image=RNG.integers(0, 256, (2, 8, 8, 3), np.uint8))
-    assert cli.main(["forward", str(tmp_path / "mine.npz"), str(out), "--schedule", "flow", "--columns", "2"]) == 0
+    assert (
+        cli.main(["forward", str(tmp_path / "mine.npz"), str(out), "--schedule", "rectified_flow", "--columns", "2"])
+        == 0
+    )
     capsys.readouterr()
     assert cli.main(["forward", "digit", str(out)]) == 2
     assert capsys.readouterr().err == "error: no file or folder 'digit'; \"digits\" is the bundled data set\n"
@@ -94,3 +98,7 @@ def test_module_runs_as_a_program():
     program = [sys.executable, "-m", "jaxdiff.viz", "--help"]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("losses", "schedules", "embedding", "forward", "strip", "gif"))
+
+
+def test_schedules_have_the_names_of_recipes():
+    assert set(cli._TITLES) <= set(KINDS["schedule"])

@@ -1,17 +1,28 @@
 """What the studies share: samples and estimates of a run, and real examples to compare with."""
 
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Shaped
+from jaxtyping import Array, Float, Float32, Int, PyTree, Shaped
 
 from jaxdiff import data, denoisers, factory, sharding
 from jaxdiff.sampling import Request, TrainedRun, parse_labels, sample_batches
 from jaxdiff.typing import Denoiser, Params, require
 
-__all__ = ["denoiser_of", "draw_samples", "estimate", "jit_options", "labels_in_turn", "real_examples", "replicated"]
+__all__ = [
+    "denoiser_of",
+    "draw_samples",
+    "estimate",
+    "in_batches",
+    "jit_options",
+    "labels_in_turn",
+    "real_examples",
+    "replicated",
+]
 
 
 def jit_options(run: TrainedRun) -> dict[str, str | bool]:
@@ -81,20 +92,45 @@ def estimate(
         run.model.condition == "none",
         f"the run {run.config.name!r} has data.condition {run.model.condition!r}: use one without labels",
     )
+
+    def evaluate(params: Params, batch: tuple[Array, Array]) -> Array:
+        return denoiser_of(run, params)(*batch)
+
+    def rows(index: np.ndarray) -> tuple[Array, Array]:
+        return jnp.asarray(x[index]), jnp.asarray(sigmas[index], jnp.float32)
+
+    return in_batches(run, evaluate, rows, len(x), size=batch_size)
+
+
+def in_batches(
+    run: TrainedRun,
+    function: Callable[[Params, Any], PyTree],
+    rows: Callable[[np.ndarray], PyTree],
+    count: int,
+    *,
+    size: int,
+) -> Any:
+    """A function of many rows, compiled once and spread over all devices, batch by batch.
+
+    Args:
+        run: its weights are the first argument.
+        function: (params, batch) -> tree of arrays with a row for each of the batch.
+        rows: numbers of rows (n,) -> a batch of them.
+        count: rows, numbered from 0.
+        size: most rows of a batch, rounded up to the devices; the last batch is filled up from the first.
+
+    Returns:
+        The tree with ``count`` rows.
+    """
     devices = jax.device_count()
-    size = -(-min(batch_size, len(x)) // devices) * devices
+    size = -(-min(size, count) // devices) * devices
     run, place = replicated(run), sharding.batch_sharding(sharding.make_mesh())
-
-    def evaluate(params: Params, x: Array, sigmas: Array) -> Array:
-        return denoiser_of(run, params)(x, sigmas)
-
-    compiled = jax.jit(evaluate, compiler_options=jit_options(run))
+    compiled = jax.jit(function, compiler_options=jit_options(run))
     parts = []
-    for start in range(0, len(x), size):
-        rows = np.arange(start, start + size) % len(x)  # the last batch is filled up from the first
-        batch = jax.device_put((jnp.asarray(x[rows]), jnp.asarray(sigmas[rows], jnp.float32)), place)
-        parts.append(np.asarray(compiled(run.params, *batch)))
-    return np.concatenate(parts)[: len(x)]
+    for start in range(0, count, size):
+        batch = jax.device_put(rows(np.arange(start, start + size) % count), place)
+        parts.append(jax.tree.map(np.asarray, compiled(run.params, batch)))
+    return jax.tree.map(lambda *found: np.concatenate(found)[:count], *parts)
 
 
 def real_examples(source: data.Source, most: int | None = None) -> Shaped[np.ndarray, "n ..."]:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxdiff import data, denoisers, factory, likelihood, schedules, sharding
-from jaxdiff.experiments.common import jit_options, real_examples, replicated
+from jaxdiff import data, denoisers, factory, likelihood, schedules
+from jaxdiff.experiments.common import in_batches, real_examples
 from jaxdiff.keys import fold_in
 from jaxdiff.sampling import TrainedRun
 from jaxdiff.typing import Cond, Denoiser, Params, require
@@ -179,25 +179,19 @@ def _measure(
     size: int,
 ) -> Mapping[str, np.ndarray]:
     """Apply ``measure`` to the chosen images in batches; image i has the key ``fold_in(key(seed), i)``."""
-    devices = jax.device_count()
-    size = -(-min(size, len(chosen)) // devices) * devices
-    run, place = replicated(run), sharding.batch_sharding(sharding.make_mesh())
 
-    def evaluate(params: Params, pixels: Array, keys: Array, cond: Cond) -> dict[str, Array]:
+    def evaluate(params: Params, batch: tuple[Array, Array, Cond]) -> dict[str, Array]:
         denoiser = denoisers.make_denoiser(run.model.network, params, run.model.parameterization)
-        return measure(denoiser, pixels, keys, cond)
+        return measure(denoiser, *batch)
 
-    compiled = jax.jit(evaluate, compiler_options=jit_options(run))
-    parts = []
-    for start in range(0, len(chosen), size):
-        rows = chosen[np.arange(start, start + size) % len(chosen)]  # the last batch is filled up from the first
-        examples = [source[int(i)] for i in rows]
+    def rows(index: np.ndarray) -> tuple[Array, Array, Cond]:
+        examples = [source[int(i)] for i in chosen[index]]
         labels = np.stack([example["label"] for example in examples]) if labelled else None
         pixels = np.stack([np.asarray(example["x"]) for example in examples])
-        keys = fold_in(jnp.broadcast_to(jax.random.key(seed), (size,)), jnp.asarray(rows))
-        batch = jax.device_put((jnp.asarray(pixels), keys, factory.conditioning(run.model, labels, size)), place)
-        parts.append(jax.tree.map(np.asarray, compiled(run.params, *batch)))
-    return {name: np.concatenate([part[name] for part in parts])[: len(chosen)] for name in parts[0]}
+        keys = fold_in(jnp.broadcast_to(jax.random.key(seed), index.shape), jnp.asarray(chosen[index]))
+        return jnp.asarray(pixels), keys, factory.conditioning(run.model, labels, len(index))
+
+    return in_batches(run, evaluate, rows, len(chosen), size=size)
 
 
 def _moments(run: TrainedRun) -> tuple[np.ndarray, float]:

@@ -106,13 +106,13 @@ def forward(
     *,
     schedule: Literal[
         "linear",
-        "scaled-linear",
+        "scaled_linear",
         "quadratic",
         "cosine",
-        "sigmoid-beta",
-        "sigmoid-alpha-bar",
+        "beta_sigmoid",
+        "alpha_bar_sigmoid",
         "laplace",
-        "flow",
+        "rectified_flow",
     ] = "linear",
     steps: int = 1000,
     count: int = 3,
@@ -124,8 +124,8 @@ def forward(
     Args:
         data: "digits" (bundled), an .npz or .npy file, or a folder or .zip of images of one size.
         out: picture to write (.png, .svg, .pdf).
-        schedule: the noise schedule.
-        steps: number of diffusion steps; "laplace" and "flow" run in continuous time.
+        schedule: the noise schedule, by the name that recipes have for it.
+        steps: number of diffusion steps; "laplace" and "rectified_flow" run in continuous time.
         count: how many images to show.
         columns: how many times to show.
         seed: seed of the noise.
@@ -178,13 +178,13 @@ def gif(
 
 _TITLES = {
     "linear": "linear",
-    "scaled-linear": "scaled linear",
+    "scaled_linear": "scaled linear",
     "quadratic": "quadratic",
     "cosine": "cosine",
-    "sigmoid-beta": "sigmoid β",
-    "sigmoid-alpha-bar": "sigmoid ᾱ",
+    "beta_sigmoid": "sigmoid β",
+    "alpha_bar_sigmoid": "sigmoid ᾱ",
     "laplace": "Laplace",
-    "flow": "rectified flow",
+    "rectified_flow": "rectified flow",
 }
 
 
