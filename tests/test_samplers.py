@@ -219,8 +219,8 @@ def test_a_denoiser_is_an_argument_of_jit(name):
     jitted = jax.jit(lambda d, x, k: run(d, x, grid, k))
     for weight in (0.3, 0.5):
         got, direct = jitted(learned(weight), x, KEY), run(learned(weight), x, grid, KEY)
-        # the same bits, but where XLA:CPU writes out the single steps at dpm_fast's end
-        np.testing.assert_allclose(got, direct, rtol=2e-6 * (name == "dpm_fast"))
+        # the same bits, but where XLA:CPU writes out single steps (dpm_fast, pndm), by the kind of processor
+        np.testing.assert_allclose(got, direct, rtol=2e-6)
     assert jitted._cache_size() == 1
 
 
