@@ -137,7 +137,7 @@ def sample(
         shape: of one sample.
         sampler: name of a function of :mod:`jaxdiff.samplers`, or any function with their contract.
         steps: number of steps n.
-        grid: "karras", "exponential", "polyexponential", "vp", "flow", "playground", or the n + 1 noise levels.
+        grid: name of a grid of :mod:`jaxdiff.grids` such as "karras" or "flow", or the n + 1 noise levels.
         cond: conditioning inputs, each (batch, ...).
         guidance: a classifier-free scale (needs ``null_cond``), or a function from denoiser to denoiser.
         null_cond: for every name in ``cond`` the value that means "none".
