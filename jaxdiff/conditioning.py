@@ -6,7 +6,7 @@ together, that is replaced by their null values; see ``losses.drop_cond``.
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,13 @@ from jaxtyping import Array
 
 from jaxdiff.typing import require
 
-__all__ = ["INPUTS", "STORED", "CondKind", "Input", "from_labels", "is_dropped", "null_value"]
+__all__ = ["INPUTS", "STORED", "CondKind", "Input", "StoredName", "from_labels", "is_dropped", "null_value"]
 
 CondKind: TypeAlias = Literal["none", "label", "context"]
 """What becomes of the label of an example."""
+
+StoredName: TypeAlias = Literal["vector", "tokens", "tokens_mask", "image"]
+"""Names of the inputs that examples bring, as the array ``cond_NAME`` of a file."""
 
 
 class Input(NamedTuple):
@@ -29,30 +32,28 @@ class Input(NamedTuple):
         null: what fills its null value; None for the number of classes.
         dropped: whether it is dropped with the others. What was done to an image is not: an image that was changed
             must not pass for one that was not.
-        stored: whether examples bring it, as the array ``cond_NAME`` of a file.
     """
 
     axes: int
     null: float | None = 0.0
     dropped: bool = True
-    stored: bool = True
 
 
 INPUTS: Mapping[str, Input] = {
-    "label": Input(0, null=None, stored=False),
-    "context": Input(1, stored=False),
+    "label": Input(0, null=None),
+    "context": Input(1),
     "vector": Input(1, null=math.nan),
     "tokens": Input(2),
     "tokens_mask": Input(1, null=1.0),
     "image": Input(3),
-    "augment": Input(1, dropped=False, stored=False),
+    "augment": Input(1, dropped=False),
 }
 """By name, float32 except the label (int32): a class in 0..classes - 1; weights of the classes (classes,); metadata
 (k,), multi-hot or continuous, of which no number is out of range, hence NaN; embedded text or the like (n, width) and
 which of its places are filled (n,); an image (h, w, k) to concatenate; parameters of an augmentation (k,)."""
 
-STORED = tuple(name for name, entry in INPUTS.items() if entry.stored)
-"""Names of the inputs that examples bring."""
+STORED: tuple[StoredName, ...] = get_args(StoredName)
+"""All of them."""
 
 
 def null_value(name: str, shape: tuple[int, ...] = (), *, classes: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdiff import config as C
 from jaxdiff import data, networks
-from jaxdiff.conditioning import CondKind, null_value
+from jaxdiff.conditioning import STORED, CondKind, null_value
 from jaxdiff.factory.process import parameterization
 from jaxdiff.losses.augmentation import LABELS
 from jaxdiff.pytrees import bind
@@ -58,7 +58,7 @@ def _require_fit(config: C.Config, spec: data.DataSpec) -> None:
         f"but the data are of kind {spec.kind!r} and shape {spec.shape}",
     )
     asked = {name: (name == config.data.condition, f"data.condition {name!r}") for name in ("label", "context")}
-    asked |= {name: (name in config.data.inputs, f"data.inputs {name!r}") for name in ("vector", "tokens", "image")}
+    asked |= {name: (name in config.data.inputs, f"data.inputs {name!r}") for name in STORED if name != "tokens_mask"}
     asked |= {
         "augment": (config.loss.augment > 0, "loss.augment"),
         "variance": (config.loss.learned_range, f"loss.kind {config.loss.kind!r}"),

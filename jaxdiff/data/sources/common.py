@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from jaxdiff.conditioning import CondKind
+from jaxdiff.conditioning import CondKind, StoredName
 from jaxdiff.data.spec import Source
 from jaxdiff.typing import require
 
@@ -17,7 +17,7 @@ class DataConfig:
     kind: str = ""
     condition: CondKind = "none"
     """What the network is told: nothing, the class label, or a one-hot context vector."""
-    inputs: tuple[Literal["vector", "tokens", "tokens_mask", "image"], ...] = ()
+    inputs: tuple[StoredName, ...] = ()
     """What else the network is told, from the arrays cond_NAME of an npz file: metadata, embedded text, an image."""
     flip: bool = False
     """Random horizontal flips. Leave off for text and digits."""
