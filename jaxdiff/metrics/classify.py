@@ -11,7 +11,7 @@ from jaxdiff.typing import require
 
 __all__ = ["Agreement", "Classifier", "agreement", "fit_classifier", "fit_digits_classifier", "predict"]
 
-AnyArray: TypeAlias = np.ndarray | jax.Array
+EitherArray: TypeAlias = np.ndarray | jax.Array
 
 
 class Classifier(NamedTuple):
@@ -38,8 +38,8 @@ class Agreement:
 
 
 def fit_classifier(
-    images: Shaped[AnyArray, "n ..."],
-    labels: Shaped[AnyArray, " _"],
+    images: Shaped[EitherArray, "n ..."],
+    labels: Shaped[EitherArray, " _"],
     *,
     held_out: float = 0.25,
     gamma: float | None = None,
@@ -98,7 +98,7 @@ def fit_digits_classifier(*, held_out: float = 0.25, seed: int = 0) -> Classifie
     return fit_classifier(images.reshape(-1, 8, 8, 1) / 8.0 - 1.0, labels, held_out=held_out, seed=seed)
 
 
-def predict(classifier: Classifier, images: Shaped[AnyArray, "n ..."]) -> Int64[np.ndarray, " n"]:
+def predict(classifier: Classifier, images: Shaped[EitherArray, "n ..."]) -> Int64[np.ndarray, " n"]:
     """Labels that the classifier sees.
 
     Args:
@@ -118,7 +118,9 @@ def predict(classifier: Classifier, images: Shaped[AnyArray, "n ..."]) -> Int64[
     return np.asarray(classifier.model.predict(_rows(images)), np.int64)
 
 
-def agreement(classifier: Classifier, samples: Shaped[AnyArray, "n ..."], labels: Shaped[AnyArray, " _"]) -> Agreement:
+def agreement(
+    classifier: Classifier, samples: Shaped[EitherArray, "n ..."], labels: Shaped[EitherArray, " _"]
+) -> Agreement:
     """Share of samples in which the classifier sees the label that was asked for.
 
     Args:
@@ -142,7 +144,7 @@ def agreement(classifier: Classifier, samples: Shaped[AnyArray, "n ..."], labels
     return Agreement(float(right.mean()), len(wanted), by_label, classifier.held_out_accuracy)
 
 
-def _rows(images: AnyArray) -> Float64[np.ndarray, "n d"]:
+def _rows(images: EitherArray) -> Float64[np.ndarray, "n d"]:
     """Images as rows of model space, clipped to [-1, 1]."""
     values = np.asarray(images)
     scaled = values.astype(np.float64) / 127.5 - 1.0 if values.dtype == np.uint8 else values.astype(np.float64)

@@ -10,12 +10,12 @@ from jaxdiff.typing import require
 
 __all__ = ["energy_distance"]
 
-AnyArray: TypeAlias = np.ndarray | jax.Array
+EitherArray: TypeAlias = np.ndarray | jax.Array
 
 
 def energy_distance(
-    x: Shaped[AnyArray, "n d"],
-    y: Shaped[AnyArray, "m d"],
+    x: Shaped[EitherArray, "n d"],
+    y: Shaped[EitherArray, "m d"],
     *,
     unbiased: bool = True,
     chunk_elements: int = 2**22,

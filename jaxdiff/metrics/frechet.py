@@ -22,8 +22,8 @@ __all__ = [
     "raw_pixels",
 ]
 
-AnyArray: TypeAlias = np.ndarray | jax.Array
-Features: TypeAlias = Callable[[AnyArray], AnyArray]
+EitherArray: TypeAlias = np.ndarray | jax.Array
+Features: TypeAlias = Callable[[EitherArray], EitherArray]
 
 _PUBLISHED_COUNT = 10_000
 
@@ -37,7 +37,7 @@ class Moments:
     scatter: Float64[np.ndarray, "d d"]
 
 
-def raw_pixels(images: Shaped[AnyArray, "n ..."]) -> Float64[np.ndarray, "n d"]:
+def raw_pixels(images: Shaped[EitherArray, "n ..."]) -> Float64[np.ndarray, "n d"]:
     """Flatten each example: the features that need no network.
 
     Args:
@@ -50,7 +50,7 @@ def raw_pixels(images: Shaped[AnyArray, "n ..."]) -> Float64[np.ndarray, "n d"]:
     return values.reshape(len(values), -1)
 
 
-def moments(features: Shaped[AnyArray, "n d"]) -> Moments:
+def moments(features: Shaped[EitherArray, "n d"]) -> Moments:
     """Count, mean and scatter of the rows of one batch.
 
     Args:
@@ -97,7 +97,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, mean, a.scatter + b.scatter + between)
 
 
-def gather_moments(batches: Iterable[AnyArray], *, features: Features = raw_pixels) -> Moments:
+def gather_moments(batches: Iterable[EitherArray], *, features: Features = raw_pixels) -> Moments:
     """Moments of the features of a stream of batches, which need not fit in memory together.
 
     Args:
@@ -220,8 +220,8 @@ class FrechetResult:
 
 
 def frechet(
-    samples: Moments | Iterable[AnyArray],
-    reference: Moments | Iterable[AnyArray],
+    samples: Moments | Iterable[EitherArray],
+    reference: Moments | Iterable[EitherArray],
     *,
     features: Features = raw_pixels,
     feature_name: str | None = None,

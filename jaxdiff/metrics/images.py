@@ -10,10 +10,10 @@ from jaxdiff.typing import require
 
 __all__ = ["high_frequency_energy", "psnr", "sample_diversity"]
 
-AnyArray: TypeAlias = np.ndarray | jax.Array
+EitherArray: TypeAlias = np.ndarray | jax.Array
 
 
-def sample_diversity(images: Shaped[AnyArray, "n ..."]) -> float:
+def sample_diversity(images: Shaped[EitherArray, "n ..."]) -> float:
     """Diversity of samples: root of the mean per-value variance across samples.
 
     ``sqrt(mean over values of Var over samples)`` with the unbiased variance, which equals the root
@@ -35,7 +35,7 @@ def sample_diversity(images: Shaped[AnyArray, "n ..."]) -> float:
     return float(np.sqrt(values.var(axis=0, ddof=1).mean()))
 
 
-def high_frequency_energy(images: Shaped[AnyArray, "n h w c"]) -> float:
+def high_frequency_energy(images: Shaped[EitherArray, "n h w c"]) -> float:
     """Share of the spectral power above half the Nyquist frequency, averaged over images.
 
     With the discrete Fourier transform F of an image and the radial frequency ``r = sqrt(f_y^2 + f_x^2)`` in
@@ -66,8 +66,8 @@ def high_frequency_energy(images: Shaped[AnyArray, "n h w c"]) -> float:
 
 
 def psnr(
-    images: Shaped[AnyArray, "n ..."],
-    reference: Shaped[AnyArray, "n ..."],
+    images: Shaped[EitherArray, "n ..."],
+    reference: Shaped[EitherArray, "n ..."],
     *,
     data_range: float | None = None,
 ) -> Float64[np.ndarray, " n"]:

@@ -10,7 +10,7 @@ from jaxtyping import Shaped, UInt8
 
 from jaxdiff.outputs.atomic import replacing
 from jaxdiff.outputs.images import checked_images
-from jaxdiff.outputs.metadata import AnyArray, Metadata, to_json
+from jaxdiff.outputs.metadata import EitherArray, Metadata, to_json
 from jaxdiff.typing import require
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def gif_delays(count: int, *, fps: float = 30.0, hold_last: float = 0.0) -> list
 
 def write_gif(
     path: str | os.PathLike[str],
-    frames: Shaped[AnyArray, "n h w c"] | Sequence[UInt8[np.ndarray, "h w c"]],
+    frames: Shaped[EitherArray, "n h w c"] | Sequence[UInt8[np.ndarray, "h w c"]],
     *,
     fps: float = 30.0,
     loop: int | None = 0,

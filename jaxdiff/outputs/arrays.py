@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from jaxdiff.outputs.atomic import replacing
-from jaxdiff.outputs.metadata import AnyArray, Metadata, sidecar, to_json
+from jaxdiff.outputs.metadata import EitherArray, Metadata, sidecar, to_json
 from jaxdiff.outputs.sample_files import sample_name
 from jaxdiff.typing import require
 
 __all__ = ["write_csv", "write_npz", "write_wav", "write_wavs"]
 
 
-def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, AnyArray], metadata: Metadata) -> Path:
+def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, EitherArray], metadata: Metadata) -> Path:
     """Write named arrays, and ``metadata`` as a JSON string in the array "metadata".
 
     Args:
@@ -48,7 +48,7 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, AnyArray], meta
 
 def write_csv(
     path: str | os.PathLike[str],
-    rows: Shaped[AnyArray, "n columns"],
+    rows: Shaped[EitherArray, "n columns"],
     columns: Sequence[str],
     metadata: Metadata | None = None,
 ) -> Path:
@@ -88,7 +88,7 @@ def write_csv(
 
 def write_wav(
     path: str | os.PathLike[str],
-    audio: Float[AnyArray, " time"] | Float[AnyArray, "time channels"],
+    audio: Float[EitherArray, " time"] | Float[EitherArray, "time channels"],
     *,
     sample_rate: int,
     metadata: Metadata | None = None,
@@ -133,7 +133,7 @@ def write_wav(
 
 def write_wavs(
     directory: str | os.PathLike[str],
-    audio: Float[AnyArray, "n time"],
+    audio: Float[EitherArray, "n time"],
     indices: Sequence[int],
     metadata: Sequence[Metadata],
     *,

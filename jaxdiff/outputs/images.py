@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from jaxdiff.outputs.atomic import replacing
-from jaxdiff.outputs.metadata import JSON_CHUNK, AnyArray, Metadata, json_values
+from jaxdiff.outputs.metadata import JSON_CHUNK, EitherArray, Metadata, json_values
 from jaxdiff.outputs.sample_files import sample_name
 from jaxdiff.typing import require
 
@@ -26,7 +26,7 @@ _READABLE_TILE = 64  # pixels: an 8x8 digit is enlarged to this
 
 
 def image_grid(
-    images: Shaped[AnyArray, "n h w c"],
+    images: Shaped[EitherArray, "n h w c"],
     *,
     columns: int | None = None,
     padding: int = 2,
@@ -74,7 +74,7 @@ def image_grid(
 
 def write_grid(
     path: str | os.PathLike[str],
-    images: Shaped[AnyArray, "n h w c"],
+    images: Shaped[EitherArray, "n h w c"],
     metadata: Metadata,
     *,
     columns: int | None = None,
@@ -105,7 +105,7 @@ def write_grid(
 
 def write_pngs(
     directory: str | os.PathLike[str],
-    images: Shaped[AnyArray, "n h w c"],
+    images: Shaped[EitherArray, "n h w c"],
     indices: Sequence[int],
     metadata: Sequence[Metadata],
     *,
@@ -168,7 +168,7 @@ def read_pngs(directory: str | os.PathLike[str], indices: Iterable[int], *, seed
     return np.stack(images)
 
 
-def checked_images(images: AnyArray) -> UInt8[np.ndarray, "n h w c"]:
+def checked_images(images: EitherArray) -> UInt8[np.ndarray, "n h w c"]:
     """Return ``images`` as NumPy, or say what is wrong with them.
 
     Args:

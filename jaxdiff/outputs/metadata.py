@@ -15,7 +15,7 @@ from jaxdiff.typing import require
 
 __all__ = [
     "JSON_CHUNK",
-    "AnyArray",
+    "EitherArray",
     "Metadata",
     "json_values",
     "read_metadata",
@@ -27,7 +27,7 @@ __all__ = [
 Metadata: TypeAlias = Mapping[str, object]
 """Names to JSON values: strings, finite numbers, booleans, None, and lists of them; NumPy and JAX too."""
 
-AnyArray: TypeAlias = np.ndarray | jax.Array
+EitherArray: TypeAlias = np.ndarray | jax.Array
 
 JSON_CHUNK = "jaxdiff"
 """The text chunk of a PNG that holds all metadata as JSON; readable copies stand beside it."""

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Shaped
 
 from jaxdiff.typing import Schedule, require
-from jaxdiff.viz.style import COLOURS, LINE_STYLES, AnyArray, figure, smooth, style
+from jaxdiff.viz.style import COLOURS, LINE_STYLES, EitherArray, figure, smooth, style
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -92,7 +92,7 @@ def _look(i: int) -> dict[str, Any]:
 
 
 def sinusoid(
-    positions: Shaped[AnyArray, " n"], dim: int, *, max_period: float = 10_000.0
+    positions: Shaped[EitherArray, " n"], dim: int, *, max_period: float = 10_000.0
 ) -> Float64[np.ndarray, "n dim"]:
     """Sinusoidal embedding: ``[sin(p w_i), cos(p w_i)]`` with ``w_i = max_period^(-i / (dim/2))``.
 
@@ -117,9 +117,9 @@ def sinusoid(
 
 
 def embedding_map(
-    embedding: Float[AnyArray, "n dim"] | None = None,
+    embedding: Float[EitherArray, "n dim"] | None = None,
     *,
-    positions: Shaped[AnyArray, " n"] | None = None,
+    positions: Shaped[EitherArray, " n"] | None = None,
     dim: int = 128,
     max_period: float = 10_000.0,
     title: str = "Sinusoidal embedding of the time step",
@@ -300,9 +300,9 @@ def _log_scale(axes: "matplotlib.axes.Axes") -> None:
 
 
 def knob_study(
-    knob: Sequence[float] | Shaped[AnyArray, " n"],
-    first: Sequence[float] | Shaped[AnyArray, " n"],
-    second: Sequence[float] | Shaped[AnyArray, " n"],
+    knob: Sequence[float] | Shaped[EitherArray, " n"],
+    first: Sequence[float] | Shaped[EitherArray, " n"],
+    second: Sequence[float] | Shaped[EitherArray, " n"],
     *,
     knob_name: str = "γ",
     first_name: str = "sample diversity",

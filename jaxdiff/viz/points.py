@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jaxdiff.typing import require
-from jaxdiff.viz.style import COLOURS, AnyArray, figure, style
+from jaxdiff.viz.style import COLOURS, EitherArray, figure, style
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -15,8 +15,8 @@ __all__ = ["noise_histogram", "scatter_2d"]
 
 
 def noise_histogram(
-    true: Shaped[AnyArray, "..."],
-    predicted: Shaped[AnyArray, "..."],
+    true: Shaped[EitherArray, "..."],
+    predicted: Shaped[EitherArray, "..."],
     *,
     bins: int = 60,
     title: str = "Noise: true and predicted",
@@ -63,8 +63,8 @@ def noise_histogram(
 
 
 def scatter_2d(
-    data: Shaped[AnyArray, "n 2"],
-    samples: Shaped[AnyArray, "m 2"],
+    data: Shaped[EitherArray, "n 2"],
+    samples: Shaped[EitherArray, "m 2"],
     *,
     most: int = 4000,
     title: str = "Data and samples",

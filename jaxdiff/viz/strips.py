@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped, UInt8
 
 from jaxdiff.outputs import Metadata, image_grid, write_gif
 from jaxdiff.typing import Schedule, require
-from jaxdiff.viz.style import AnyArray, displayable, image_table, pick
+from jaxdiff.viz.style import EitherArray, displayable, image_table, pick
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def unit_scale(x: Float[AnyArray, "n ..."], sigmas: Float[AnyArray, " _"]) -> Float[np.ndarray, "n ..."]:
+def unit_scale(x: Float[EitherArray, "n ..."], sigmas: Float[EitherArray, " _"]) -> Float[np.ndarray, "n ..."]:
     """Bring states of the variance-exploding frame to a range that can be seen: ``x / sqrt(1 + sigma^2)``.
 
     Args:
@@ -44,7 +44,7 @@ def unit_scale(x: Float[AnyArray, "n ..."], sigmas: Float[AnyArray, " _"]) -> Fl
     return _divided(x, sigmas, lambda levels: np.sqrt(1 + levels**2))
 
 
-def mixture_scale(x: Float[AnyArray, "n ..."], sigmas: Float[AnyArray, " _"]) -> Float[np.ndarray, "n ..."]:
+def mixture_scale(x: Float[EitherArray, "n ..."], sigmas: Float[EitherArray, " _"]) -> Float[np.ndarray, "n ..."]:
     """Bring states of the variance-exploding frame to the mixture ``x / (1 + sigma) = (1 - a) x0 + a eps``.
 
     With ``a = sigma / (1 + sigma)``. Uniform noise in [-1, 1] keeps the range of images at every noise level.
@@ -62,7 +62,7 @@ def mixture_scale(x: Float[AnyArray, "n ..."], sigmas: Float[AnyArray, " _"]) ->
     return _divided(x, sigmas, lambda levels: 1 + levels)
 
 
-def _divided(x: AnyArray, sigmas: AnyArray, divisor: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _divided(x: EitherArray, sigmas: EitherArray, divisor: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     states, levels = np.asarray(x), np.asarray(sigmas, np.float64)
     require(
         levels.shape == states.shape[:1],
@@ -75,7 +75,7 @@ def _divided(x: AnyArray, sigmas: AnyArray, divisor: Callable[[np.ndarray], np.n
 
 
 def forward_strip(
-    x0: Float[AnyArray, "n h w c"],
+    x0: Float[EitherArray, "n h w c"],
     schedule: Schedule,
     *,
     columns: int = 9,
@@ -127,11 +127,11 @@ def forward_strip(
 
 
 def denoiser_pairs(
-    noisy: Float[AnyArray, "n h w c"],
-    denoised: Float[AnyArray, "_ h w c"],
+    noisy: Float[EitherArray, "n h w c"],
+    denoised: Float[EitherArray, "_ h w c"],
     *,
-    clean: Float[AnyArray, "_ h w c"] | None = None,
-    amounts: Float[AnyArray, " _"] | None = None,
+    clean: Float[EitherArray, "_ h w c"] | None = None,
+    amounts: Float[EitherArray, " _"] | None = None,
     amount_name: str = "σ",
     title: str = "What the denoiser makes of its input",
 ) -> "matplotlib.figure.Figure":
@@ -163,13 +163,13 @@ def denoiser_pairs(
 
 
 def reverse_strip(
-    trajectory: Float[AnyArray, "steps n h w c"],
-    sigmas: Float[AnyArray, " _"],
+    trajectory: Float[EitherArray, "steps n h w c"],
+    sigmas: Float[EitherArray, " _"],
     *,
-    denoised: Float[AnyArray, "calls n h w c"] | None = None,
+    denoised: Float[EitherArray, "calls n h w c"] | None = None,
     columns: int = 8,
     samples: int = 4,
-    scale: Callable[[AnyArray, AnyArray], np.ndarray] = unit_scale,
+    scale: Callable[[EitherArray, EitherArray], np.ndarray] = unit_scale,
     title: str | None = None,
 ) -> "matplotlib.figure.Figure":
     """Show how samples come out of noise, and what the denoiser took each state for.
@@ -216,8 +216,8 @@ def reverse_strip(
 
 
 def reverse_frames(
-    trajectory: Float[AnyArray, "steps n h w c"],
-    sigmas: Float[AnyArray, " _"],
+    trajectory: Float[EitherArray, "steps n h w c"],
+    sigmas: Float[EitherArray, " _"],
     *,
     columns: int | None = None,
     scale: int | None = None,
@@ -243,8 +243,8 @@ def reverse_frames(
 
 def reverse_gif(
     path: str | os.PathLike[str],
-    trajectory: Float[AnyArray, "steps n h w c"],
-    sigmas: Float[AnyArray, " _"],
+    trajectory: Float[EitherArray, "steps n h w c"],
+    sigmas: Float[EitherArray, " _"],
     *,
     fps: float = 30.0,
     hold_last: float = 1.0,
@@ -275,7 +275,7 @@ def reverse_gif(
 
 
 def sample_grid(
-    images: Shaped[AnyArray, "n h w c"],
+    images: Shaped[EitherArray, "n h w c"],
     *,
     columns: int = 8,
     labels: Sequence[str] | None = None,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLOURS",
     "LINE_STYLES",
-    "AnyArray",
+    "EitherArray",
     "displayable",
     "figure",
     "image_table",
@@ -32,7 +32,7 @@ __all__ = [
     "style",
 ]
 
-AnyArray: TypeAlias = np.ndarray | jax.Array
+EitherArray: TypeAlias = np.ndarray | jax.Array
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, the strongest first: https://jfly.uni-koeln.de/color/."""
@@ -116,7 +116,7 @@ def save_figure(figure: "matplotlib.figure.Figure", path: str | os.PathLike[str]
     return path
 
 
-def displayable(images: Shaped[AnyArray, "... h w c"]) -> Float[np.ndarray, "... h w c"]:
+def displayable(images: Shaped[EitherArray, "... h w c"]) -> Float[np.ndarray, "... h w c"]:
     """Map images to what matplotlib draws.
 
     Args:
@@ -157,7 +157,7 @@ def show_image(axes: "matplotlib.axes.Axes", image: Float[np.ndarray, "h w c"]) 
 
 
 def image_table(
-    rows: Sequence[Shaped[AnyArray, "columns h w c"]],
+    rows: Sequence[Shaped[EitherArray, "columns h w c"]],
     *,
     column_titles: Sequence[str],
     row_titles: Sequence[str],
