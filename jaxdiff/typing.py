@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Coefficients",
     "Cond",
     "Denoiser",
+    "EitherArray",
     "Estimate",
     "Json",
     "Keys",
@@ -38,6 +40,9 @@ __all__ = [
 
 Params: TypeAlias = PyTree
 """A pytree of arrays."""
+
+EitherArray: TypeAlias = np.ndarray | Array
+"""An array of NumPy or JAX."""
 
 Batch: TypeAlias = Mapping[str, PyTree]
 """The data "x" of a batch and, where there are any, its "cond" and "label": arrays, or trees of them."""

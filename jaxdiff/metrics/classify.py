@@ -1,17 +1,14 @@
 """Do samples show what was asked for? A support-vector classifier, fitted to real images, judges."""
 
 import dataclasses
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
-from jaxdiff.typing import require
+from jaxdiff.typing import EitherArray, require
 
 __all__ = ["Agreement", "Classifier", "agreement", "fit_classifier", "fit_digits_classifier", "predict"]
-
-EitherArray: TypeAlias = np.ndarray | jax.Array
 
 
 class Classifier(NamedTuple):

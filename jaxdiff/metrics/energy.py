@@ -1,16 +1,11 @@
 """Energy distance between two sets of points."""
 
-from typing import TypeAlias
-
-import jax
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-from jaxdiff.typing import require
+from jaxdiff.typing import EitherArray, require
 
 __all__ = ["energy_distance"]
-
-EitherArray: TypeAlias = np.ndarray | jax.Array
 
 
 def energy_distance(

@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-import jax
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
 
-from jaxdiff.typing import require
+from jaxdiff.typing import EitherArray, require
 
 __all__ = [
     "FrechetResult",
@@ -22,7 +21,6 @@ __all__ = [
     "raw_pixels",
 ]
 
-EitherArray: TypeAlias = np.ndarray | jax.Array
 Features: TypeAlias = Callable[[EitherArray], EitherArray]
 
 _PUBLISHED_COUNT = 10_000

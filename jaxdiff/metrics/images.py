@@ -1,16 +1,11 @@
 """Numbers about sets of images: diversity, high-frequency energy, peak signal-to-noise ratio."""
 
-from typing import TypeAlias
-
-import jax
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-from jaxdiff.typing import require
+from jaxdiff.typing import EitherArray, require
 
 __all__ = ["high_frequency_energy", "psnr", "sample_diversity"]
-
-EitherArray: TypeAlias = np.ndarray | jax.Array
 
 
 def sample_diversity(images: Shaped[EitherArray, "n ..."]) -> float:

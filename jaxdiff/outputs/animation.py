@@ -10,8 +10,8 @@ from jaxtyping import Shaped, UInt8
 
 from jaxdiff.outputs.atomic import replacing
 from jaxdiff.outputs.images import checked_images
-from jaxdiff.outputs.metadata import EitherArray, Metadata, to_json
-from jaxdiff.typing import require
+from jaxdiff.outputs.metadata import Metadata, to_json
+from jaxdiff.typing import EitherArray, require
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from jaxdiff.outputs.atomic import replacing
-from jaxdiff.outputs.metadata import EitherArray, Metadata, sidecar, to_json
+from jaxdiff.outputs.metadata import Metadata, sidecar, to_json
 from jaxdiff.outputs.sample_files import sample_name
-from jaxdiff.typing import require
+from jaxdiff.typing import EitherArray, require
 
 __all__ = ["write_csv", "write_npz", "write_wav", "write_wavs"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from jaxdiff.outputs.atomic import replacing
-from jaxdiff.outputs.metadata import JSON_CHUNK, EitherArray, Metadata, json_values
+from jaxdiff.outputs.metadata import JSON_CHUNK, Metadata, json_values
 from jaxdiff.outputs.sample_files import sample_name
-from jaxdiff.typing import require
+from jaxdiff.typing import EitherArray, require
 
 __all__ = [
     "checked_images",

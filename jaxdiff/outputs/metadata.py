@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from jaxdiff.typing import require
+from jaxdiff.typing import EitherArray, require
 
 __all__ = [
     "JSON_CHUNK",
@@ -27,7 +27,6 @@ __all__ = [
 Metadata: TypeAlias = Mapping[str, object]
 """Names to JSON values: strings, finite numbers, booleans, None, and lists of them; NumPy and JAX too."""
 
-EitherArray: TypeAlias = np.ndarray | jax.Array
 
 JSON_CHUNK = "jaxdiff"
 """The text chunk of a PNG that holds all metadata as JSON; readable copies stand beside it."""

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
 
-from jaxdiff.typing import Schedule, require
-from jaxdiff.viz.style import COLOURS, LINE_STYLES, EitherArray, figure, smooth, style
+from jaxdiff.typing import EitherArray, Schedule, require
+from jaxdiff.viz.style import COLOURS, LINE_STYLES, figure, smooth, style
 
 if TYPE_CHECKING:
     import matplotlib.axes

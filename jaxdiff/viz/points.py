@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxdiff.typing import require
-from jaxdiff.viz.style import COLOURS, EitherArray, figure, style
+from jaxdiff.typing import EitherArray, require
+from jaxdiff.viz.style import COLOURS, figure, style
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
 from jaxdiff.outputs import Metadata, image_grid, write_gif
-from jaxdiff.typing import Schedule, require
-from jaxdiff.viz.style import EitherArray, displayable, image_table, pick
+from jaxdiff.typing import EitherArray, Schedule, require
+from jaxdiff.viz.style import displayable, image_table, pick
 
 if TYPE_CHECKING:
     import matplotlib.figure

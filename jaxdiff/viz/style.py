@@ -5,14 +5,13 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from jaxdiff.outputs.atomic import replacing
-from jaxdiff.typing import require
+from jaxdiff.typing import EitherArray, require
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -32,7 +31,6 @@ __all__ = [
     "style",
 ]
 
-EitherArray: TypeAlias = np.ndarray | jax.Array
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, the strongest first: https://jfly.uni-koeln.de/color/."""
