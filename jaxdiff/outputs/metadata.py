@@ -11,11 +11,10 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from jaxdiff.typing import EitherArray, require
+from jaxdiff.typing import require
 
 __all__ = [
     "JSON_CHUNK",
-    "EitherArray",
     "Metadata",
     "json_values",
     "read_metadata",

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "COLOURS",
     "LINE_STYLES",
-    "EitherArray",
     "displayable",
     "figure",
     "image_table",
