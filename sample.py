@@ -90,8 +90,8 @@ class Drawing:
 
 
 SHORT = {"guidance": "guidance.scale", "sampler": "sampler.kind", "grid": "grid.kind", "eta": "sampler.eta"}
-SHORT |= {"order": "sampler.order", "num": "sample.num", "steps": "sample.steps", "batch_size": "sample.batch-size"}
-"""Arguments that are short for a field of a section."""
+SHORT |= {"order": "sampler.order"}
+"""Arguments that are short for a field of a section that has kinds."""
 
 
 def drawing(default: Drawing, words: Sequence[str]) -> Drawing:
@@ -106,8 +106,12 @@ def drawing(default: Drawing, words: Sequence[str]) -> Drawing:
 
 def updated(config: Config, args: Arguments, rest: Sequence[str]) -> Config:
     """The configuration with what the command line overrides."""
-    given = [(f"--{field}", str(value)) for name, field in SHORT.items() if (value := getattr(args, name)) is not None]
-    words = [word for pair in given for word in pair] + (["--sample.brownian"] if args.brownian else []) + list(rest)
+    names = ("num", "steps", "batch_size")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    given |= {"brownian": True} if args.brownian else {}
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, **given))
+    short = [(f"--{field}", str(value)) for name, field in SHORT.items() if (value := getattr(args, name)) is not None]
+    words = [word for pair in short for word in pair] + list(rest)
     changed = drawing(Drawing(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Drawing)}), words)
     sections = {field.name: getattr(changed, field.name) for field in dataclasses.fields(Drawing)}
     precision = args.matmul_precision or config.runtime.matmul_precision

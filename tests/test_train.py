@@ -123,7 +123,7 @@ def test_unknown_keys_are_refused_with_a_suggestion():
         (("mnist",), "--data.path PATH"),
         (("mnist", "--data.path=/nowhere.npz"), "/nowhere.npz"),
         (("digits", "--data.split=tset"), "'tset'"),
-        (("digits", "--noise-levels.sigma-max=3"), "sigma_max does not apply"),
+        (("digits", "--noise-levels.sigma-max=3"), "noise_levels.kind 'log_normal': it belongs to log_uniform"),
         (("digits", "--data.condition=context"), "takes no data.condition 'context'"),
         (("toy2d", "--train.sample-every=5", "--data.kind=vectors", "--data.length=5"), "no picture"),
     ],

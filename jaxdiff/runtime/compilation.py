@@ -5,13 +5,13 @@ import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
 from jaxdiff.typing import require
 
-__all__ = ["Compiled", "compile_step", "compiler_options", "enable_cache"]
+__all__ = ["Compiled", "Lowers", "compile_step", "compiler_options", "enable_cache"]
 
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
 _FIXED_ORDER = "xla_gpu_exclude_nondeterministic_ops"
@@ -97,7 +97,16 @@ def compiler_options(kind: Literal["conv", "dense"] = "conv", *, deterministic: 
     return {name: value for name, value in options.items() if _known(name, value)}
 
 
-def compile_step(fn: jax.stages.Wrapped, *args: Any) -> Compiled:
+@runtime_checkable
+class Lowers(Protocol):
+    """A function made by ``jax.jit``, or what is compiled like one."""
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """The program for such arguments."""
+        ...
+
+
+def compile_step(fn: Lowers, *args: Any) -> Compiled:
     """Compile a jitted function ahead of its first call and measure it.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from jaxdiff.runtime.compilation import compile_step, compiler_options
+from jaxdiff.runtime.compilation import Lowers, compile_step, compiler_options
 
 __all__ = ["StepCost", "available_memory", "count_flops", "measure_step", "measured_peak"]
 
@@ -41,7 +41,7 @@ def available_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def count_flops(step: jax.stages.Wrapped, *args: Any) -> float | None:
+def count_flops(step: Lowers, *args: Any) -> float | None:
     """Operations of a jitted function as XLA counts them before optimising; a multiply-add is two.
 
     A loop is counted once, whatever its length: give a step whose network does not loop over its depth.
@@ -93,7 +93,7 @@ def _measured_peak(dtype: str, precision: str) -> float:
 
 
 def measure_step(
-    step: jax.stages.Wrapped,
+    step: Lowers,
     abstract: PyTree,
     batch: PyTree,
     key: jax.Array,

@@ -30,7 +30,8 @@ class DigitsConfig(DataConfig):
     """The 8x8 digits bundled with scikit-learn."""
 
     kind: Literal["digits"] = "digits"
-    split: Literal["train", "test", "all"] = "train"
+    split: str = "train"
+    """train, test or all."""
 
     def open(self, seed: int) -> Source:
         """Open the examples."""
@@ -173,7 +174,7 @@ def gaussian_vectors(
     )
 
 
-def digits(*, split: Literal["train", "test", "all"] = "train") -> ArraySource:
+def digits(*, split: str = "train") -> ArraySource:
     """Return the 1,797 handwritten digits bundled with scikit-learn, uint8 (8, 8, 1), ten classes.
 
     The values 0..16 become ``round(255 v / 16)``. Every sixth example (index 5, 11, 17, ...) belongs to the
