@@ -91,7 +91,7 @@ def sa_solver(
     *,
     cond: Cond = None,
     tau: Scalar = 1.0,
-    tau_range: tuple[float, float] = (0.0, float("inf")),
+    tau_range: tuple[float, float] | None = None,
     predictor_order: int = 2,
     corrector_order: int = 2,
     even_slope: bool = False,
@@ -110,7 +110,7 @@ def sa_solver(
 
     Args:
         tau: noise, 0 or more; may be traced.
-        tau_range: noise levels between which tau holds; outside of them it is 0.
+        tau_range: noise levels between which tau holds; outside of them it is 0. None: everywhere.
         predictor_order: 1 to 4.
         corrector_order: 0 (none) to 4.
         even_slope: in steps of order 2 weigh the slope by H/2 in place of its integral, a change of order h^3 that
@@ -130,7 +130,8 @@ def sa_solver(
     grid = as_grid(x, sigmas, inversion=is_zero(tau), values=(tau, s_noise))
     source = None if is_zero(tau) else as_noise(key, x, "sa_solver with tau > 0")
     xp, h = grid.xp, grid.h
-    inside = (grid.here >= tau_range[0]) & (grid.here <= tau_range[1])
+    low, high = tau_range or (0.0, float("inf"))
+    inside = (grid.here >= low) & (grid.here <= high)
     eta = xp.where(inside, tau, 0.0) ** 2
     top = max(predictor_order, corrector_order)
     moments = data_moments(top, (1 + eta) * h, xp)
