@@ -53,6 +53,8 @@ def test_a_kind_comes_with_its_own_defaults_and_what_all_share_stays():
             ["--guidance.reference", "r"],
             "to guidance.kind 'classifier_free': it belongs to autoguidance",
         ),
+        (["--sample.sampler", "heun"], "--sample.sampler is --sampler.kind now"),
+        (["--loss.weighting=edm"], "--loss.weighting is --weighting.kind now"),
         (["--data.path", "x"], "does not apply to data.kind 'digits': it belongs to npz, array_record, folder, csv"),
     ],
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from jaxdiff.config.kinds import KINDS
+from jaxdiff.config.migration import MOVED
 from jaxdiff.typing import require
 
 __all__ = ["choose", "kinds_text", "switch"]
@@ -64,6 +65,8 @@ def choose(sections: T, args: Sequence[str]) -> T:
     made = {section: switch(section, getattr(sections, section), kind) for section, kind in chosen.items()}
     sections = dataclasses.replace(sections, **made)  # pyright: ignore[reportArgumentType]
     for section, option, _, word in flags:
+        if (name := f"{section}.{option}") in MOVED:
+            raise ValueError(f"{word} is --{MOVED[name].replace('_', '-')} now")
         if section in present:
             _check(section, getattr(sections, section), option, word)
     return sections

@@ -8,10 +8,24 @@ from jaxdiff.config.kinds import KINDS
 from jaxdiff.config.sections import TrainConfig
 from jaxdiff.typing import require
 
-__all__ = ["VERSION", "migrate"]
+__all__ = ["MOVED", "VERSION", "migrate"]
 
 VERSION = 2
 """Version of stored configurations. 1: a section had the fields of all of its kinds; it was not written down."""
+
+
+MOVED = {
+    **{f"sample.{name}": f"sampler.{name}" for name in ("eta", "order", "s_noise", "s_churn", "variance")},
+    **{f"sample.{name}": f"grid.{name}" for name in ("sigma_min", "sigma_max", "shift")},
+    "sample.sampler": "sampler.kind",
+    "sample.variance_knob": "sampler.noise_scale",
+    "sample.grid": "grid.kind",
+    "sample.guidance": "guidance.scale",
+    "sample.guidance_kind": "guidance.growth",
+    "loss.weighting": "weighting.kind",
+    "loss.gamma": "weighting.gamma",
+}
+"""Options of version 1 that have another name now."""
 
 
 def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
