@@ -198,10 +198,14 @@ def test_guidance_that_lacks_something_says_what(kind, options, words):
         sampling.make_drawer(run, sampling.Request(np.arange(3), 5, pathlib.Path()), 4, count=4)
 
 
-def test_guidance_of_a_run_without_conditions_is_refused():
+def test_guidance_of_a_run_without_conditions_is_left_out_or_refused(caplog):
     plain = dataclasses.replace(RUN, data=C.Toy2dConfig(), loss=C.DenoisingConfig())
     request = sampling.Request(None, 5, pathlib.Path())
     assert not guiding.guiding(trained(plain), request).guided
+    recipe_s = dataclasses.replace(plain, guidance=C.guidance("classifier_free", scale=1.25))
+    with caplog.at_level("INFO", "jaxdiff"):
+        assert not guiding.guiding(trained(recipe_s), request).guided
+    assert "guidance 1.25 is left out: this run was trained without conditions" in caplog.text
     run = trained(dataclasses.replace(plain, guidance=C.guidance("cfg_rescale", scale=2.0)))
     with pytest.raises(ValueError, match="guidance.kind 'cfg_rescale' .* trained without conditions"):
         guiding.guiding(run, request)

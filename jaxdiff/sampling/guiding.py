@@ -1,6 +1,7 @@
 """What guidance needs beside the denoiser, made of what the configuration says of it."""
 
 import importlib
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from jaxdiff.sampling.request import Request, cond_of, parse_labels
 from jaxdiff.typing import Denoiser, require
 
 __all__ = ["Guiding", "guiding"]
+
+_log = logging.getLogger("jaxdiff")
 
 
 class Guiding(NamedTuple):
@@ -43,6 +46,9 @@ def guiding(run: TrainedRun, request: Request) -> Guiding:
     """
     section, needs = run.config.guidance, factory.needs(run.config.guidance)
     if section.kind == "classifier_free" and section.strength == 1:
+        return Guiding(False)
+    if section.kind == "classifier_free" and not run.model.null_cond:  # a recipe's, trained without its labels
+        _log.info("guidance %g is left out: this run was trained without conditions", section.strength)
         return Guiding(False)
     require(
         bool(run.model.null_cond) or not {"null_cond", "negative_cond"} & set(needs),
