@@ -28,7 +28,7 @@ from jaxdiff.config import (
     kinds_text,
     sampler,
 )
-from jaxdiff.sampling import Request, load_run, parse_labels, parse_part, read_inputs, run_request
+from jaxdiff.sampling import Request, labels_asked, load_run, parse_part, read_inputs, run_request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def main() -> int:
     print(cli.start(run.config.runtime), file=sys.stderr)
     print(f"{args.run_dir}: recipe {run.config.name}, step {run.step}, {args.weights} weights", file=sys.stderr)
     request = Request(
-        labels=parse_labels(args.label, run.model),
+        labels=labels_asked(run, args.label),
         seed=args.seed,
         folder=args.out or args.run_dir / "samples",
         format=args.format,

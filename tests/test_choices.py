@@ -168,7 +168,7 @@ def test_every_guidance_draws_from_the_configuration_what_it_draws_written_out(f
     sigmas, seen = grids.karras(3), set()
     for kind, options, written in cases(*files):
         run = trained(dataclasses.replace(RUN, guidance=C.guidance(kind, **options)))
-        request = sampling.Request(np.arange(3), 5, pathlib.Path())
+        request = sampling.Request(sampling.labels_asked(run, ""), 5, pathlib.Path())
         ((_, drawn),) = sampling.sample_batches(run, request, range(4))
         denoiser = denoisers.make_denoiser(run.model.network, run.params, run.model.parameterization)
         cond = None if kind == "composed" else {"label": jnp.arange(4, dtype=jnp.int32) % 3}
@@ -196,6 +196,14 @@ def test_guidance_that_lacks_something_says_what(kind, options, words):
     run = trained(dataclasses.replace(RUN, guidance=C.guidance(kind, **options)))
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         sampling.make_drawer(run, sampling.Request(np.arange(3), 5, pathlib.Path()), 4, count=4)
+
+
+def test_labels_come_from_one_place():
+    run = trained(dataclasses.replace(RUN, guidance=C.guidance("composed", conditions=("0",), weights=(2.0,))))
+    assert sampling.labels_asked(run, "") is None  # none is written beside the samples
+    with pytest.raises(ValueError, match="--label 1: guidance.kind 'composed' takes its labels from"):
+        sampling.labels_asked(run, "1")
+    assert sampling.labels_asked(trained(RUN), "1").tolist() == [1]
 
 
 def test_guidance_of_a_run_without_conditions_is_left_out_or_refused(caplog):

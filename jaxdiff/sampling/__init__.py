@@ -6,6 +6,7 @@ others, and holds one batch in memory, so that a process that dies never stops t
 
 from jaxdiff.run.trained import TrainedRun, load_run
 from jaxdiff.sampling.drawing import Drawer, draw_ahead, make_drawer, sample_batches
+from jaxdiff.sampling.guiding import labels_asked
 from jaxdiff.sampling.request import Part, Request, parse_labels, parse_part, read_inputs
 from jaxdiff.sampling.writing import run_request
 
@@ -15,6 +16,7 @@ __all__ = [
     "Request",
     "TrainedRun",
     "draw_ahead",
+    "labels_asked",
     "load_run",
     "make_drawer",
     "parse_labels",

@@ -17,7 +17,7 @@ from jaxdiff.run.trained import TrainedRun, load_run
 from jaxdiff.sampling.request import Request, cond_of, parse_labels
 from jaxdiff.typing import Denoiser, require
 
-__all__ = ["Guiding", "guiding"]
+__all__ = ["Guiding", "guiding", "labels_asked"]
 
 _log = logging.getLogger("jaxdiff")
 
@@ -68,6 +68,21 @@ def guiding(run: TrainedRun, request: Request) -> Guiding:
     return Guiding(True, given, rows, (run.model.condition,) if "conditions" in needs else ())
 
 
+def labels_asked(run: TrainedRun, text: str) -> np.ndarray | None:
+    """Labels of the samples of a run, see ``parse_labels``; None where its guidance brings the conditions itself.
+
+    Raises:
+        ValueError: a label that does not exist, or one beside those of the guidance.
+    """
+    if "conditions" not in factory.needs(run.config.guidance):
+        return parse_labels(text, run.model)
+    require(
+        text in ("", "none"),
+        f"--label {text}: guidance.kind {run.config.guidance.kind!r} takes its labels from --guidance.conditions",
+    )
+    return None
+
+
 def _require_null(run: TrainedRun, request: Request) -> None:
     require(
         run.config.loss.cond_dropout > 0,
@@ -76,7 +91,8 @@ def _require_null(run: TrainedRun, request: Request) -> None:
     )
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *run.model.spec.shape)), jnp.float32)
     denoiser = jax.jit(make_denoiser(run.model.network, run.params, run.model.parameterization))
-    cond = cond_of(run, request, np.arange(2))
+    labels = parse_labels("", run.model) if request.labels is None else request.labels
+    cond = cond_of(run, request._replace(labels=labels), np.arange(2))
     guidance.check_conditioning(denoiser, x, jnp.float32(1), cond, run.model.null_cond)
 
 
