@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxdiff import config as C
@@ -105,3 +106,21 @@ def test_averages_of_a_configuration():
         C.AdamConfig(ema_half_life=5.0, ema_stds=(0.05,))
     with pytest.raises(ValueError, match=r"different widths in \(0, 0.28\]"):
         C.AdamConfig(ema_stds=(0.05, 0.5))
+
+
+def test_optimizer_configurations_are_those_of_optax_and_refuse_bad_values():
+    params, grads = {"w": jnp.full((3,), 2.0)}, {"w": jnp.arange(3.0)}
+    for config, theirs in (
+        (training.AdamConfig(b1=0.8, b2=0.9), optax.adam(0.1, b1=0.8, b2=0.9)),
+        (training.AdamWConfig(b1=0.8, weight_decay=0.3), optax.adamw(0.1, b1=0.8, weight_decay=0.3)),
+    ):
+        ours = config.make(lambda n: 0.1)
+        updates = [tx.update(grads, tx.init(params), params)[0]["w"] for tx in (ours, theirs)]
+        np.testing.assert_array_equal(*updates)
+    for config, name, value in (
+        (training.AdamConfig, "b1", 1.0),
+        (training.AdamWConfig, "b2", -0.1),
+        (training.AdamWConfig, "weight_decay", -1.0),
+    ):
+        with pytest.raises(ValueError, match=f"optim.{name} is {value}"):
+            config(**{name: value})

@@ -9,7 +9,7 @@ from jaxdiff.typing import require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """How it is computed; changes no result beyond rounding."""
+    """Precision, memory and dispatch; changes no result beyond rounding."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type inside the network; parameters stay float32."""
@@ -38,7 +38,7 @@ class RuntimeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How devices share the work: their number is data x fsdp x tensor."""
+    """Mesh of devices that share the work: data x fsdp x tensor of them."""
 
     data: int = -1
     """Groups of devices, each with a part of the batch; -1 takes all devices that fsdp and tensor leave."""

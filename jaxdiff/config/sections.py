@@ -29,7 +29,7 @@ def _positive(section: str, **values: float) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParameterizationConfig:
-    """What the network predicts."""
+    """Prediction target of the network."""
 
     kind: Literal["eps", "x0", "v", "flow", "score", "edm", "vp", "ve"] = "edm"
     sigma_data: float | Literal["auto"] = "auto"
@@ -74,7 +74,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How many samples are drawn in how many steps, unless the command line says otherwise."""
+    """Number of samples and steps, unless the command line says otherwise."""
 
     steps: int = 20
     clip: bool = False

@@ -79,7 +79,7 @@ def _require_fit(config: C.Config, spec: data.DataSpec) -> None:
 
 
 def _inputs(config: C.Config, spec: data.DataSpec) -> networks.Inputs:
-    """What the data and the run decide about the network."""
+    """Inputs of the network, as the data and the run decide them."""
     shapes = {name: shape for name, shape in spec.inputs if name in config.data.inputs}
     return networks.Inputs(
         channels=spec.shape[-1],
@@ -163,7 +163,7 @@ def init_params(built: Model, key: jax.Array) -> Params:
 
 
 def projection(config: C.Config) -> Callable[[Params], Params] | None:
-    """What brings the parameters back after every update, such as EDM2's forced weight normalization, or None."""
+    """Projection of the parameters after every update, such as EDM2's forced weight normalization, or None."""
     return config.network.project
 
 

@@ -92,7 +92,7 @@ def export(folder: pathlib.Path, path: pathlib.Path, *, kind: str, weights: str 
 
 
 def _plain(module: Any) -> tuple[Any, ...]:
-    """What decides what a network computes; its size and its number of tokens are those of the examples."""
+    """Settings that decide what a network computes; its size and its number of tokens are those of the examples."""
     config, inputs = module.config, module.inputs
     told = (inputs.num_classes, inputs.context, inputs.vector, inputs.token_width, inputs.image, inputs.augment)
     return config, inputs.channels, inputs.outputs, *told

@@ -19,7 +19,7 @@ __all__ = ["FAMILIES", "Family", "Hints", "Loaded", "load"]
 
 
 class Hints(NamedTuple):
-    """What a state dict may not tell.
+    """Settings that a state dict may not tell.
 
     Attributes:
         size: height and width of an example, or None.

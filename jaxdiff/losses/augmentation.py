@@ -50,7 +50,7 @@ CENTRE = 5  # the tap nearest to its centre of mass
 
 
 class Transform(NamedTuple):
-    """What is done to each image of a batch, in this order; all zero for nothing.
+    """Transformation of each image of a batch, in this order; all zero for nothing.
 
     Attributes:
         x_flip: mirrored left to right.

@@ -36,7 +36,7 @@ MAX_SIGMA = 1e5
 
 
 class Parts(NamedTuple):
-    """What a loss is made of, beside its own settings.
+    """Parts of a loss, beside its own settings.
 
     Attributes:
         network: raw network.

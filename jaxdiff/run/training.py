@@ -170,7 +170,7 @@ def first_state(run: Run) -> TrainState:
 
 @contextlib.contextmanager
 def batches(run: Run, begin: int) -> Iterator[Generator[Any, None, None]]:
-    """What each call of the train step takes, from batch ``begin`` on, loaded and sent to the devices ahead of time.
+    """Batches for each call of the train step, from batch ``begin`` on, loaded and sent to the devices ahead of time.
 
     Args:
         run: from ``open_run``.

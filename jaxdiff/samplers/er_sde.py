@@ -75,7 +75,7 @@ def er_sde(
 
 @compiled
 def _table(sigmas: Array, stages: int, law: Callable[[Array], Array], s_noise: Scalar) -> tuple[Array, ...]:
-    """What each step keeps of x - D, the deviation of its noise, and its weights; phi is written with jax.numpy."""
+    """Share of x - D that each step keeps, deviation of its noise, and its weights; phi is written with jax.numpy."""
     grid = Grid(sigmas, jnp, None)
     here, there = grid.here, grid.inner
     ratio = law(there) / law(here)

@@ -23,7 +23,7 @@ _log = logging.getLogger("jaxdiff")
 
 
 class Guiding(NamedTuple):
-    """How the samples of a request are guided.
+    """Guidance of the samples of a request.
 
     Attributes:
         guided: whether they are.

@@ -29,7 +29,7 @@ class Part:
 
 
 class Request(NamedTuple):
-    """What to draw and where to put it.
+    """Samples to draw, and the folder for them.
 
     Attributes:
         labels: one row per class that takes its turn: ints (K,), or soft labels (K, C); None is unconditional.
@@ -173,6 +173,6 @@ def labels_of(request: Request, indices: np.ndarray) -> np.ndarray | None:
 
 
 def cond_of(run: TrainedRun, request: Request, indices: np.ndarray) -> Cond:
-    """What the network is told about samples by number, n rows of everything."""
+    """Conditioning of samples by number, n rows of everything."""
     inputs = {name: value[indices % len(value)] for name, value in request.inputs.items()}
     return factory.conditioning(run.model, labels_of(request, indices), len(indices), inputs)

@@ -12,7 +12,7 @@ __all__ = ["DataConfig", "given_path"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a recipe says of any examples; a source declares its own settings beside it."""
+    """Settings of any examples; a source declares its own beside it."""
 
     kind: str = ""
     condition: CondKind = "none"

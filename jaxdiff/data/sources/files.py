@@ -338,7 +338,7 @@ def _held(source: FileSource, x: np.ndarray) -> ArraySource:
 
 
 def _attempt(name: str, function: Callable[[], Any]) -> Any:
-    """What ``function`` returns, or the reason, a str, why the file ``name`` cannot be read."""
+    """Result of ``function``, or the reason, a str, why the file ``name`` cannot be read."""
     try:
         return function()
     except DataError as error:

@@ -205,7 +205,7 @@ def _listed(features: dict[str, Any]) -> str:
 
 
 def _decoder(feature: Any, image_size: int | tuple[int, int] | None, channels: int | None) -> ImageDecoder | None:
-    """How to convert images, or None for arrays."""
+    """Decoder of images, or None for arrays."""
     if not _is_image(feature):
         return None
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
